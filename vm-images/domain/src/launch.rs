@@ -1,0 +1,85 @@
+//! [`Launch`]: all that a launcher pod is told, written once by the machine controller into the pod's environment.
+//!
+//! The object is immutable: a pod is created atomically with everything its domain needs. What may change while the
+//! machine runs (a Secret shared as a file system) arrives through a mount, never through this document.
+
+use std::collections::BTreeMap;
+
+use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
+use serde::{Deserialize, Serialize};
+
+/// Environment variable of the container `compute` that holds a [`Launch`] as JSON.
+pub const LAUNCH_ENV: &str = "KUBERNEST_LAUNCH";
+
+/// What one launcher pod runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Launch {
+    /// Metadata (name, namespace, uid, labels, annotations) and defaulted spec; no status.
+    pub vmi: VirtualMachineInstance,
+    /// What executes the guest's instructions; decided by the controller, never guessed by the launcher.
+    pub accelerator: Accelerator,
+    /// The PersistentVolumeClaims among the VMI's volumes, by volume name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volumes: BTreeMap<String, ClaimedVolume>,
+    /// The VMI's interfaces, in its order; the CNI plugin has made one tap for each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<TapInterface>,
+    /// Memory in bytes that the pod may use beyond the guest's own; bounds the translation cache.
+    pub overhead_bytes: u64,
+}
+
+/// What executes the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// The kernel's virtual machine monitor, through /dev/kvm.
+    Kvm,
+    /// qemu's own translator.
+    Tcg,
+}
+
+/// A PersistentVolumeClaim as the pod sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClaimedVolume {
+    /// How the pod mounts it.
+    pub mode: VolumeMode,
+    /// Requested size in bytes.
+    pub capacity: u64,
+}
+
+/// The claim's `volumeMode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeMode {
+    /// A directory below [`crate::paths::CLAIMS`] that holds, or will hold, `disk.img`.
+    Filesystem,
+    /// A device below [`crate::paths::BLOCK_DEVICES`].
+    Block,
+}
+
+/// A tap device in the pod's network namespace, made by the CNI plugin and owned by the launcher's user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TapInterface {
+    /// Name of the VMI's interface that uses it.
+    pub name: String,
+    /// How the tap meets the network.
+    pub kind: TapKind,
+    /// Name of the device, for example `tap0`.
+    pub tap: String,
+    /// The guest's MAC address, lower case with colons.
+    pub mac: String,
+    /// MTU in bytes that the guest is offered.
+    pub mtu: u32,
+}
+
+/// How a tap meets the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TapKind {
+    /// Translated to the pod's own address; the launcher serves DHCP on it.
+    Masquerade,
+    /// A port of a bridge; addresses are the guest's own affair.
+    Bridge,
+}

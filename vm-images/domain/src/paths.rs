@@ -1,0 +1,30 @@
+//! Where things are inside a launcher pod: the controller mounts to these paths, the launcher reads from them.
+
+/// User and group of everything in a launcher pod.
+pub const LAUNCHER_ID: u32 = 107;
+/// Writable emptyDir: home, sockets, overlays.
+pub const RUN: &str = "/run/kubernest";
+/// Files made at start (overlays, empty disks, cloud-init images), below [`RUN`].
+pub const DISKS: &str = "/run/kubernest/disks";
+/// Container disks are image volumes mounted read-only at `<this>/<volume>`.
+pub const CONTAINER_DISKS: &str = "/run/container-disks";
+/// In a container disk, the directory that holds the only disk file when the volume names no path.
+pub const CONTAINER_DISK_DIR: &str = "disk";
+/// The image volume of `firmware.kernelBoot.container`.
+pub const KERNEL_BOOT: &str = "/run/kernel-boot";
+/// Claims of mode Filesystem are mounted at `<this>/<volume>`.
+pub const CLAIMS: &str = "/run/pvcs";
+/// The raw disk in a claim of mode Filesystem.
+pub const CLAIM_DISK: &str = "disk.img";
+/// Claims of mode Block are devices at `<this>/<volume>`.
+pub const BLOCK_DEVICES: &str = "/dev";
+/// Secrets and ConfigMaps are mounted read-only at `<this>/<volume>`.
+pub const VOLUMES: &str = "/run/volumes";
+/// Secrets that cloud-init data refer to are mounted read-only at `<this>/<volume>/{user,network}`.
+pub const CLOUD_INIT: &str = "/run/cloud-init";
+/// Kubernetes' default `terminationMessagePath`.
+pub const TERMINATION_LOG: &str = "/dev/termination-log";
+/// TCP port of the plain HTTP health server in the pod's network namespace.
+pub const HEALTH_PORT: u16 = 49080;
+/// TCP port reserved for the mTLS server in the pod's network namespace.
+pub const CONTROL_PORT: u16 = 49443;
