@@ -1,0 +1,68 @@
+//! Structured logs. One line an event on stderr, as JSON for machines or as text for people; `RUST_LOG` filters.
+//!
+//! It opens no trace exporter and never logs the content of Secrets: callers log names.
+
+use std::error::Error;
+
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// One JSON object a line, span fields (controller, namespace, name) flattened into it.
+    Json,
+    /// Human-readable lines.
+    Text,
+}
+
+/// Installs the process-wide subscriber. A second call is harmless and changes nothing.
+pub fn init(format: Format) {
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn,kube_runtime=warn,tower=warn,hyper=warn"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let installed = match format {
+        Format::Json => builder
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .try_init(),
+        Format::Text => builder.try_init(),
+    };
+    if let Err(error) = installed {
+        tracing::debug!(%error, "a log subscriber was installed before");
+    }
+}
+
+/// An error and all its sources, joined by `: `, for a log line or a condition's message.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let message = source.to_string();
+        // Some libraries repeat their source in their own message; a reader wants it once.
+        if !text.contains(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        next = source.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot apply")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn chain_joins_sources_once() {
+        let error = Outer(std::io::Error::other("disk full"));
+        assert_eq!(chain(&error), "cannot apply: disk full");
+    }
+}
