@@ -8,8 +8,10 @@ manifest_text=$here/COMPONENTS.md
 
 # manifest_write: writes both files.
 manifest_write() {
-	local json
-	json=$(manifest_render "$(go_rows)" "$(debian_rows)")
+	local built packages json
+	built=$(go_rows)
+	packages=$(debian_rows)
+	json=$(manifest_render "$built" "$packages")
 	printf '%s\n' "$json" >"$manifest_json"
 	manifest_markdown <<<"$json" >"$manifest_text"
 	printf 'wrote %s and %s\n' "$manifest_json" "$manifest_text"
@@ -19,9 +21,10 @@ manifest_write() {
 # the last --manifest: they must name the listed packages, but a newer version
 # in the archive makes no committed file wrong.
 manifest_check() {
-	local packages listed json
+	local built packages listed json
+	built=$(go_rows)
 	packages=$(jq '.packages' "$manifest_json" 2>/dev/null || echo '[]')
-	json=$(manifest_render "$(go_rows)" "$packages")
+	json=$(manifest_render "$built" "$packages")
 	listed=$(debian_list | cut -f1,2,4 | LC_ALL=C sort)
 	if [[ $json != "$(cat "$manifest_json" 2>/dev/null)" ]] ||
 		[[ $(manifest_markdown <<<"$json") != "$(cat "$manifest_text" 2>/dev/null)" ]] ||
@@ -39,11 +42,13 @@ manifest_render() {
 
 # go_rows: one object a component.
 go_rows() {
-	local row
+	local row modules linked
 	for row in "${components[@]}"; do
 		load "$row"
+		modules=$(go_modules)
+		linked=$(linked_licences)
 		jq -n --arg name "$component" --arg version "$version" --argjson cgo "$cgo" \
-			--argjson modules "$(go_modules)" --argjson linked "$(linked_licences)" '{
+			--argjson modules "$modules" --argjson linked "$linked" '{
 				name: $name, version: $version,
 				licence: ($modules | map(.licence) | unique | join(" AND ")),
 				cgo: ($cgo == 1), modules: $modules, linked: $linked}'
@@ -53,13 +58,15 @@ go_rows() {
 # go_modules: the modules of the component's own main packages, each with its
 # checksum and the binaries that it gives.
 go_modules() {
-	local package name path at directory
+	local package name path at directory sum licence
 	while read -r name package; do
 		in_component go list -tags "$tags" \
 			-f "$name {{.Module.Path}} {{.Module.Version}} {{.Module.Dir}}" "$package"
 	done < <(binaries | LC_ALL=C sort) | while read -r name path at directory; do
+		sum=$(sum_of "$path" "$at")
+		licence=$(licence_of_module "$directory")
 		jq -n --arg binary "$name" --arg path "$path" --arg version "$at" \
-			--arg sum "$(sum_of "$path" "$at")" --arg licence "$(licence_of_module "$directory")" \
+			--arg sum "$sum" --arg licence "$licence" \
 			'{path: $path, version: $version, sum: $sum, licence: $licence, binary: $binary}'
 	done | jq -s 'group_by(.path) | map(.[0] + {binaries: map(.binary)} | del(.binary))'
 }
@@ -86,33 +93,35 @@ in_component() {
 	(cd "$here/$component" && env "${environment[@]}" "$@")
 }
 
-# licence_of_module DIRECTORY: SPDX identifiers of its licence files.
+# licence_of_module DIRECTORY: SPDX identifiers of the licence files of its
+# code (LICENSE.docs, where there is one, is that of the documentation alone).
 licence_of_module() {
-	local file found=''
-	for file in "$1"/{LICENSE,LICENCE,COPYING,License,license}{,.md,.txt,.code,.mit,-APACHE,-MIT}; do
-		[[ ! -f $file ]] || found+=$(spdx_of_text "$file")$'\n'
-	done
-	[[ -n $found ]] || die "no licence file known to manifest.bash in $1"
-	LC_ALL=C sort -u <<<"${found%$'\n'}" | paste -sd' ' | sed 's/ / AND /g'
+	local file found
+	found=$(find "$1" -maxdepth 1 -type f \( -iname 'licen[cs]e*' -o -iname 'copying*' \) ! -iname '*.docs' ! -iname '*.csv' |
+		while read -r file; do spdx_of_text "$file"; done | LC_ALL=C sort -u)
+	[[ -n $found ]] || die "$1 has no licence file"
+	paste -sd' ' <<<"$found" | sed 's/ / AND /g'
 }
 
-# spdx_of_text FILE: recognises a licence by the words that only it has.
+# spdx_of_text FILE: recognises a licence by the words that only it has. The
+# first that fits counts, so a longer licence's text comes before what it quotes.
 spdx_of_text() {
-	local text
-	text=$(tr -s '[:space:]#*/' ' ' <"$1")
-	case $text in
-	*'Apache License'*'Version 2.0, January 2004'*) echo Apache-2.0 ;;
-	*'Mozilla Public License'*[Vv]'ersion 2.0'*) echo MPL-2.0 ;;
-	*'GNU AFFERO GENERAL PUBLIC LICENSE'*) echo AGPL-3.0-only ;;
-	*'GNU LESSER GENERAL PUBLIC LICENSE'*) echo LGPL-3.0-only ;;
-	*'GNU GENERAL PUBLIC LICENSE'*) echo GPL-3.0-only ;;
-	*'Permission is hereby granted, free of charge'*) echo MIT ;;
-	*'Permission to use, copy, modify, and'*'distribute this software'*) echo ISC ;;
-	*'Redistribution and use in source and binary forms'*[Nn]'either the name'*) echo BSD-3-Clause ;;
-	*'Redistribution and use in source and binary forms'*) echo BSD-2-Clause ;;
-	*'under the Apache License, Version 2.0'* | *'under the Apache 2 license'*) echo Apache-2.0 ;;
-	*) die "manifest.bash does not recognise the licence in $1" ;;
-	esac
+	tr -s '[:space:]#*/' ' ' <"$1" | awk '
+		function has(words) { return index(text, words) }
+		{ text = tolower($0) }
+		has("apache license") && has("version 2.0, january 2004") { print "Apache-2.0"; next }
+		has("mozilla public license") && has("version 2.0")       { print "MPL-2.0"; next }
+		has("gnu affero general public license")                  { print "AGPL-3.0-only"; next }
+		has("gnu lesser general public license")                  { print "LGPL-3.0-only"; next }
+		has("gnu general public license")                         { print "GPL-3.0-only"; next }
+		has("permission is hereby granted, free of charge")       { print "MIT"; next }
+		has("permission to use, copy, modify, and")               { print "ISC"; next }
+		has("redistribution and use in source and binary forms") {
+			print has("neither the name") ? "BSD-3-Clause" : "BSD-2-Clause"; next
+		}
+		has("under the apache license, version 2.0")              { print "Apache-2.0"; next }
+		has("under the apache 2 license")                         { print "Apache-2.0"; next }
+		{ exit 1 }' || die "manifest.bash does not recognise the licence in $1"
 }
 
 # debian_list: "<package>\t<suite>\t<licence or ->\t<use>" of each listed package.
