@@ -1,0 +1,17 @@
+//! The supported subset of KubeVirt's API, group `kubevirt.io`.
+//!
+//! Source of shapes: KubeVirt 1.9, `staging/src/kubevirt.io/api/core/v1`. A field of KubeVirt that stands nowhere here
+//! is not supported: the CRD keeps it so that admission can refuse it by its path.
+
+pub mod domain;
+pub mod virtualmachine;
+pub mod virtualmachineinstance;
+pub mod volume;
+
+/// Version `v1` of the API.
+pub mod v1 {
+    pub use super::domain::*;
+    pub use super::virtualmachine::*;
+    pub use super::virtualmachineinstance::*;
+    pub use super::volume::*;
+}

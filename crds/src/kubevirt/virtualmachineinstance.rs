@@ -1,0 +1,249 @@
+//! VirtualMachineInstance: one run of a machine, mortal like a pod.
+
+use k8s_openapi::api::core::v1::{Affinity, PodDNSConfig, Toleration, TopologySpreadConstraint};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use super::domain::DomainSpec;
+use super::volume::{Network, Volume};
+
+/// Finalizer of an instance: held until its process is surely gone.
+pub const VMI_FINALIZER: &str = "kubevirt.io/foregroundDeleteVirtualMachine";
+
+/// Condition types of an instance.
+pub mod vmi_conditions {
+    /// The guest runs and its readiness probe, if any, succeeds.
+    pub const READY: &str = "Ready";
+    /// The guest is paused.
+    pub const PAUSED: &str = "Paused";
+    /// The guest agent is connected.
+    pub const AGENT_CONNECTED: &str = "AgentConnected";
+    /// Live migration is possible; always False here.
+    pub const LIVE_MIGRATABLE: &str = "LiveMigratable";
+    /// The launcher pod could be made as asked.
+    pub const SYNCHRONIZED: &str = "Synchronized";
+    /// The guest runs without hardware virtualisation.
+    pub const SOFTWARE_EMULATION: &str = "SoftwareEmulation";
+}
+
+/// One virtual machine's shape, devices and place.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "kubevirt.io",
+    version = "v1",
+    kind = "VirtualMachineInstance",
+    plural = "virtualmachineinstances",
+    namespaced,
+    shortname = "vmi",
+    shortname = "vmis",
+    category = "all",
+    status = "VirtualMachineInstanceStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "A running virtual machine.",
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "IP", type_ = "string", json_path = ".status.interfaces[0].ipAddress"),
+    printcolumn(name = "NodeName", type_ = "string", json_path = ".status.nodeName"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Live-Migratable",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='LiveMigratable')].status",
+        priority = "1"
+    ),
+    printcolumn(
+        name = "Paused",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Paused')].status",
+        priority = "1"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualMachineInstanceSpec {
+    /// The virtual hardware.
+    pub domain: DomainSpec,
+    /// CPU architecture; only `amd64`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    /// Disks' and filesystems' sources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<Vec<Volume>>,
+    /// Networks that interfaces attach to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub networks: Option<Vec<Network>>,
+    /// Seconds between the ACPI power button and pulling the plug. Default 30.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub termination_grace_period_seconds: Option<i64>,
+    /// Host name of the guest as DHCP and cloud-init tell it; the instance's name when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Subdomain of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subdomain: Option<String>,
+    /// Where the guest's DNS settings come from, as in a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns_policy: Option<String>,
+    /// DNS settings, as in a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns_config: Option<PodDNSConfig>,
+    /// Labels that the node must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<BTreeMap<String, String>>,
+    /// Scheduling rules, as in a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
+    /// Taints tolerated, as in a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tolerations: Option<Vec<Toleration>>,
+    /// Spreading rules, as in a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topology_spread_constraints: Option<Vec<TopologySpreadConstraint>>,
+    /// Priority, as in a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority_class_name: Option<String>,
+    /// Scheduler, as in a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduler_name: Option<String>,
+    /// What an eviction does; only `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eviction_strategy: Option<String>,
+}
+
+/// What the controller saw last.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VirtualMachineInstanceStatus {
+    /// See [`phase`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// When each phase began.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub phase_transition_timestamps: Vec<PhaseTransition>,
+    /// Why the phase is what it is, in one word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Conditions, see [`vmi_conditions`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<VirtualMachineInstanceCondition>,
+    /// Node that the launcher pod runs on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    /// Launcher pods by UID, with their node.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub active_pods: BTreeMap<String, String>,
+    /// Interfaces, in the order of the spec.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Volumes, in the order of the spec.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volume_status: Vec<VolumeStatus>,
+    /// Quality of service class of the launcher pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qos_class: Option<String>,
+    /// Last lines of the serial console, answered to a request (see `labels::CONSOLE_TAIL_REQUEST`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub console_tail: Option<ConsoleTail>,
+}
+
+/// Values of `status.phase`.
+pub mod phase {
+    /// Accepted; no launcher pod yet.
+    pub const PENDING: &str = "Pending";
+    /// The launcher pod exists and isn't running.
+    pub const SCHEDULING: &str = "Scheduling";
+    /// The launcher runs and starts the guest.
+    pub const SCHEDULED: &str = "Scheduled";
+    /// The guest runs.
+    pub const RUNNING: &str = "Running";
+    /// The guest ended by itself or as asked.
+    pub const SUCCEEDED: &str = "Succeeded";
+    /// The guest or its launcher ended otherwise.
+    pub const FAILED: &str = "Failed";
+    /// The node can't be reached.
+    pub const UNKNOWN: &str = "Unknown";
+}
+
+/// When a phase began.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PhaseTransition {
+    /// The phase.
+    pub phase: String,
+    /// Its beginning.
+    pub phase_transition_timestamp: Time,
+}
+
+/// A condition in KubeVirt's shape (like a pod's, without observedGeneration).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualMachineInstanceCondition {
+    /// Type.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// When it was looked at last; null when unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_probe_time: Option<Time>,
+    /// When the status changed last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_transition_time: Option<Time>,
+    /// One word why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// A sentence why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// An interface as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct InterfaceStatus {
+    /// Name in the spec.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// First address that the outer cluster reaches it at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip_address: Option<String>,
+    /// All of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ip_addresses: Vec<String>,
+    /// MAC address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// Name in the guest, when the guest agent says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface_name: Option<String>,
+    /// Where this is known from: `domain`, `multus-status`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub info_source: Option<String>,
+}
+
+/// A volume as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VolumeStatus {
+    /// Name in the spec.
+    pub name: String,
+    /// Device in the guest, for example `vda`.
+    pub target: String,
+}
+
+/// Last lines of the serial console.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConsoleTail {
+    /// The request that this answers.
+    pub request: String,
+    /// At most 20 lines of at most 200 bytes.
+    pub lines: Vec<String>,
+}
