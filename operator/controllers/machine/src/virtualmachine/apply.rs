@@ -1,0 +1,78 @@
+//! What is written for a VirtualMachine: its instance is created or deleted, its status and finalizer follow.
+//!
+//! A failed instance is counted in the status before it is deleted, so that a restart in between counts it once.
+
+use kube::ResourceExt;
+use kube::api::DeleteParams;
+use kubernest_crds::kubevirt::v1::{VM_FINALIZER, VirtualMachine, VirtualMachineInstance, VirtualMachineStatus};
+
+use super::dereference::owns;
+use super::{Error, build};
+use crate::Context;
+use crate::write::{self, Created};
+
+/// Creates the instance, or returns the one that was created before a restart.
+pub async fn create(machine: &VirtualMachine, ctx: &Context) -> Result<VirtualMachineInstance, Error> {
+    let instance = build::instance(machine).map_err(Error::Build)?;
+    match write::create(&ctx.client, &instance).await.map_err(Error::Create)? {
+        Created::New(instance) => {
+            tracing::info!("instance created");
+            let note = format!(
+                "Started the virtual machine by creating the instance {}",
+                instance.name_any()
+            );
+            ctx.events
+                .normal(machine, "SuccessfulCreate", "CreateInstance", &note)
+                .await;
+            Ok(instance)
+        }
+        Created::Existing(instance) if owns(machine, &instance) => Ok(instance),
+        Created::Existing(_) => Err(Error::NameTaken(machine.name_any())),
+        Created::Lost => Err(Error::Vanished(machine.name_any())),
+    }
+}
+
+/// Deletes the instance; its own finalizer holds it until its process is gone.
+pub async fn delete(machine: &VirtualMachine, instance: &VirtualMachineInstance, ctx: &Context) -> Result<(), Error> {
+    tracing::info!(
+        phase = crate::virtualmachineinstance::phase_of(instance),
+        "instance is deleted"
+    );
+    ctx.applier
+        .delete_with(instance, DeleteParams::background())
+        .await
+        .map_err(Error::Delete)?;
+    let note = format!(
+        "Stopped the virtual machine by deleting the instance {}",
+        instance.name_any()
+    );
+    ctx.events
+        .normal(machine, "SuccessfulDelete", "DeleteInstance", &note)
+        .await;
+    Ok(())
+}
+
+/// Writes the status if it differs; false when the machine changed in between and has to be looked at again.
+pub async fn status(machine: &VirtualMachine, wanted: &VirtualMachineStatus, ctx: &Context) -> Result<bool, Error> {
+    if machine.status.as_ref() == Some(wanted) {
+        return Ok(true);
+    }
+    let Some(written) = write::status(&ctx.client, machine, wanted)
+        .await
+        .map_err(Error::Status)?
+    else {
+        return Ok(false);
+    };
+    ctx.fresh.wrote(&written);
+    Ok(true)
+}
+
+/// Lets the machine go.
+pub async fn release(machine: &VirtualMachine, ctx: &Context) -> Result<(), Error> {
+    ctx.applier
+        .remove_finalizer(machine, VM_FINALIZER)
+        .await
+        .map_err(Error::Finalizer)?;
+    ctx.fresh.forget(machine);
+    Ok(())
+}

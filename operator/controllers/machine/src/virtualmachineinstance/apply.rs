@@ -1,0 +1,115 @@
+//! What is written for an instance: its pod is created once, deleted with its grace, its status follows; events tell
+//! people. Nothing is decided here but whether a write is needed.
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use kube::api::DeleteParams;
+use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, VirtualMachineInstanceStatus, phase, vmi_conditions};
+
+use super::dereference::{Observed, belongs};
+use super::validate::Machine;
+use super::{Error, build, console, ending, phase_of, resources};
+use crate::write::{self, Created};
+use crate::{Context, conditions};
+
+/// Creates the launcher pod, or returns the one that was created before a restart.
+pub async fn start(machine: &Machine, observed: &Observed, ctx: &Context) -> Result<Pod, Error> {
+    let instance = &machine.instance;
+    let accelerator = resources::accelerator(ctx.options.emulation, instance, &observed.nodes);
+    let pod = build::launcher_pod(machine, accelerator, &ctx.options.launcher_image).map_err(Error::Build)?;
+    match write::create(&ctx.client, &pod).await.map_err(Error::CreatePod)? {
+        Created::New(pod) => {
+            tracing::info!(pod = pod.name_any(), ?accelerator, "launcher pod created");
+            let note = format!("Created launcher pod {}", pod.name_any());
+            ctx.events
+                .normal(instance, "SuccessfulCreate", "CreatePod", &note)
+                .await;
+            Ok(pod)
+        }
+        Created::Existing(pod) if belongs(&pod, instance) => Ok(pod),
+        Created::Existing(_) | Created::Lost => Err(Error::PodNameTaken(pod.name_any())),
+    }
+}
+
+/// Deletes the pod of an instance that is over or shall be; the kubelet gives it its grace.
+///
+/// A pod on a node that does not answer stays until Kubernetes knows the node to be off: it is never forced away.
+pub async fn end(instance: &VirtualMachineInstance, observed: &Observed, ctx: &Context) -> Result<(), Error> {
+    let Some(pod) = &observed.pod else { return Ok(()) };
+    let keep_for_its_log = instance.metadata.deletion_timestamp.is_none() && ending::surely_ended(pod, observed.node);
+    if pod.metadata.deletion_timestamp.is_some() || keep_for_its_log {
+        return Ok(());
+    }
+    let grace = u32::try_from(build::pod_grace_seconds(&instance.spec)).unwrap_or(u32::MAX);
+    let params = DeleteParams {
+        grace_period_seconds: Some(grace),
+        ..DeleteParams::background()
+    };
+    tracing::info!(pod = pod.name_any(), grace, "launcher pod is deleted");
+    ctx.applier.delete_with(pod, params).await.map_err(Error::DeletePod)
+}
+
+/// Writes the status if it differs, tells people what changed, then answers a request for the console's tail.
+pub async fn status(
+    instance: &VirtualMachineInstance,
+    wanted: VirtualMachineInstanceStatus,
+    observed: &Observed,
+    ctx: &Context,
+) -> Result<(), Error> {
+    let mut current = instance.clone();
+    if instance.status.as_ref() != Some(&wanted) {
+        let Some(written) = write::status(&ctx.client, instance, &wanted)
+            .await
+            .map_err(Error::Status)?
+        else {
+            return Ok(());
+        };
+        ctx.fresh.wrote(&written);
+        tell(instance, &wanted, ctx).await;
+        current = written;
+    }
+    let Some((request, pod)) = console::wanted(&current, observed) else {
+        return Ok(());
+    };
+    let tail = console::read(request, pod, ctx).await.map_err(Error::Console)?;
+    let answered = VirtualMachineInstanceStatus {
+        console_tail: Some(tail),
+        ..current.status.clone().unwrap_or_default()
+    };
+    if let Some(written) = write::status(&ctx.client, &current, &answered)
+        .await
+        .map_err(Error::Status)?
+    {
+        ctx.fresh.wrote(&written);
+    }
+    Ok(())
+}
+
+/// Events for a new phase and for new trouble.
+async fn tell(before: &VirtualMachineInstance, now: &VirtualMachineInstanceStatus, ctx: &Context) {
+    let past = before.status.clone().unwrap_or_default();
+    let ready = conditions::get(&now.conditions, vmi_conditions::READY);
+    let message = ready.and_then(|ready| ready.message.clone()).unwrap_or_default();
+    let reason = now.reason.clone().unwrap_or_default();
+    let phase = now.phase.as_deref().unwrap_or_default();
+    if phase != phase_of(before) {
+        tracing::info!(phase, reason, message, "phase");
+        match phase {
+            phase::RUNNING => ctx.events.normal(before, "Started", "Start", "The guest runs").await,
+            phase::SUCCEEDED => ctx.events.normal(before, &reason, "Stop", &message).await,
+            phase::FAILED => ctx.events.warning(before, &reason, "Stop", &message).await,
+            _ => {}
+        }
+    }
+    for kind in [vmi_conditions::SYNCHRONIZED, super::POD_SCHEDULED] {
+        let Some(trouble) = conditions::is_false(&now.conditions, kind) else {
+            continue;
+        };
+        let known = conditions::is_false(&past.conditions, kind).is_some_and(|known| known.reason == trouble.reason);
+        if !known {
+            let reason = trouble.reason.clone().unwrap_or_default();
+            let message = trouble.message.clone().unwrap_or_default();
+            ctx.events.warning(before, &reason, "Start", &message).await;
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Reads from a launcher pod whether the run is over, why, and whether its process is surely gone.
+//!
+//! Pure. A pod that was deleted, evicted or lost with its node under a running guest is no fault of the guest: those
+//! reasons are kept apart ([`is_disruption`]) so that the machine is made again without back-off.
+
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod, PodStatus};
+use kubernest_crds::kubevirt::v1::phase;
+use kubernest_domain::{Termination, TerminationReason};
+
+use super::build::CONTAINER;
+use super::reasons;
+use crate::stores::NodeState;
+
+/// Pod status reasons by which the kubelet ends a healthy pod for the node's sake (pkg/kubelet/eviction, nodeshutdown,
+/// preemption).
+const NODE_REASONS: [&str; 4] = ["Evicted", "Preempting", "Terminated", "NodeShutdown"];
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// Succeeded or Failed.
+    pub phase: &'static str,
+    /// One word, of [`reasons`] or the pod's own.
+    pub reason: String,
+    /// A sentence.
+    pub message: String,
+    /// The guest's last lines, oldest first.
+    pub serial: Vec<String>,
+}
+
+impl Ending {
+    fn failed(reason: &str, message: String) -> Self {
+        Self {
+            phase: phase::FAILED,
+            reason: reason.to_owned(),
+            message,
+            serial: Vec::new(),
+        }
+    }
+}
+
+/// How the run ended, if it did. `pod` is `None` when the pod that the instance had is gone; `asked` when the instance
+/// itself is being deleted.
+pub fn ending(pod: Option<&Pod>, node: NodeState, asked: bool) -> Option<Ending> {
+    let Some(pod) = pod else {
+        return Some(Ending::failed(
+            reasons::POD_DELETED,
+            "the launcher pod was deleted".to_owned(),
+        ));
+    };
+    let status = pod.status.clone().unwrap_or_default();
+    let over = is_over(&status);
+    if !asked && over && pod.metadata.deletion_timestamp.is_some() {
+        return Some(Ending::failed(
+            reasons::POD_DELETED,
+            "the launcher pod was deleted".to_owned(),
+        ));
+    }
+    if over && let Some(why) = disruption(&status) {
+        return Some(Ending::failed(reasons::POD_EVICTED, why));
+    }
+    if over {
+        return Some(by_termination(&status));
+    }
+    (node == NodeState::Dead).then(|| {
+        let node = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.node_name.as_deref())
+            .unwrap_or_default();
+        Ending::failed(
+            reasons::NODE_LOST,
+            format!("node {node} is gone or was declared out of service"),
+        )
+    })
+}
+
+/// Whether a failed instance with this reason was disturbed from outside, rather than failing by itself.
+pub fn is_disruption(reason: &str) -> bool {
+    [reasons::POD_DELETED, reasons::POD_EVICTED, reasons::NODE_LOST].contains(&reason)
+}
+
+/// Whether no process of the pod can be running: it is over and no container runs, or its node is off.
+///
+/// The phase alone proves nothing: Kubernetes' pod garbage collector sets it for nodes that do not answer.
+pub fn surely_ended(pod: &Pod, node: NodeState) -> bool {
+    let status = pod.status.clone().unwrap_or_default();
+    let running = |state: &k8s_openapi::api::core::v1::ContainerStatus| {
+        state.state.as_ref().is_some_and(|state| state.running.is_some())
+    };
+    node == NodeState::Dead || is_over(&status) && !status.container_statuses.iter().flatten().any(running)
+}
+
+fn is_over(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+}
+
+fn disruption(status: &PodStatus) -> Option<String> {
+    let message = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let conditions = status.conditions.iter().flatten();
+    let target = conditions
+        .into_iter()
+        .find(|condition| condition.type_ == "DisruptionTarget" && condition.status == "True");
+    if let Some(target) = target {
+        return Some(message(&target.message).unwrap_or_else(|| "the launcher pod was evicted".to_owned()));
+    }
+    let reason = status.reason.as_deref()?;
+    NODE_REASONS
+        .contains(&reason)
+        .then(|| message(&status.message).unwrap_or_else(|| format!("the node ended the launcher pod: {reason}")))
+}
+
+/// The launcher's last words, else the kubelet's.
+fn by_termination(status: &PodStatus) -> Ending {
+    let succeeded = status.phase.as_deref() == Some("Succeeded");
+    let phase = if succeeded { phase::SUCCEEDED } else { phase::FAILED };
+    let terminated = terminated(status);
+    if let Some(words) = terminated.and_then(|state| Termination::from_json(state.message.as_deref()?)) {
+        let reason = match words.reason {
+            TerminationReason::GuestShutdown => "GuestShutdown",
+            TerminationReason::GuestCrashed => "GuestCrashed",
+            TerminationReason::GuestPaused => "GuestPaused",
+            TerminationReason::Stopped => "Stopped",
+            TerminationReason::LaunchFailed => "LaunchFailed",
+        };
+        return Ending {
+            phase,
+            reason: reason.to_owned(),
+            message: words.message,
+            serial: words.serial,
+        };
+    }
+    let reason = terminated
+        .and_then(|state| state.reason.clone())
+        .or_else(|| status.reason.clone());
+    let message = match terminated {
+        Some(state) => format!("the launcher ended with code {} and without a word", state.exit_code),
+        None => status
+            .message
+            .clone()
+            .unwrap_or_else(|| "the launcher never started".to_owned()),
+    };
+    let reason = reason.unwrap_or_else(|| reasons::POD_FAILED.to_owned());
+    Ending {
+        phase,
+        reason,
+        message,
+        serial: Vec::new(),
+    }
+}
+
+fn terminated(status: &PodStatus) -> Option<&ContainerStateTerminated> {
+    let compute = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .find(|container| container.name == CONTAINER)?;
+    compute.state.as_ref()?.terminated.as_ref()
+}

@@ -1,0 +1,220 @@
+//! VirtualMachineInstance → launcher pod.
+//!
+//! ```text
+//! Pending ──pod made──► Scheduling ──launcher runs──► Scheduled ──pod Ready──► Running ──► Succeeded | Failed
+//! ```
+//! One run, one pod: the pod's name comes from the instance's uid, and an instance that had a pod never gets another.
+//! When the pod goes the run is over; making a new instance is the VirtualMachine's affair. The instance's finalizer goes
+//! only when its process is surely gone.
+
+mod apply;
+mod build;
+mod console;
+mod dereference;
+mod ending;
+mod networks;
+pub mod resources;
+mod status;
+#[cfg(test)]
+mod tests;
+mod validate;
+mod volumes;
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
+use kubernest_crds::kubevirt::v1::{VMI_FINALIZER, VirtualMachineInstance, phase};
+use kubernest_runtime::{ApplyError, StepError};
+
+pub use ending::is_disruption;
+pub use status::POD_SCHEDULED;
+
+use crate::Context;
+use crate::runner::RESYNC;
+use validate::Obstacle;
+
+/// Reasons of conditions and of `status.reason`; KubeVirt's words where it has one.
+pub mod reasons {
+    /// Synchronized: the spec cannot be run.
+    pub const INVALID: &str = "InvalidSpec";
+    /// Synchronized: a claim does not exist (KubeVirt's word).
+    pub const PVC_NOT_FOUND: &str = "FailedPvcNotFound";
+    /// Synchronized: the API server refuses the pod (KubeVirt's word).
+    pub const FAILED_CREATE: &str = "FailedCreate";
+    /// PodScheduled: no node takes the pod (Kubernetes' word).
+    pub const UNSCHEDULABLE: &str = "Unschedulable";
+    /// Ready: there is no launcher pod (KubeVirt's word).
+    pub const POD_NOT_EXISTS: &str = "PodNotExists";
+    /// Ready: the launcher pod is being deleted (KubeVirt's word).
+    pub const POD_TERMINATING: &str = "PodTerminating";
+    /// Ready: the pod reports no readiness yet (KubeVirt's word).
+    pub const POD_CONDITION_MISSING: &str = "PodConditionMissing";
+    /// Ready: the domain does not run (KubeVirt's word).
+    pub const GUEST_NOT_RUNNING: &str = "GuestNotRunning";
+    /// Ready: the node does not answer.
+    pub const NODE_UNREACHABLE: &str = "NodeUnreachable";
+    /// Failed: the pod was deleted under the guest.
+    pub const POD_DELETED: &str = "PodDeleted";
+    /// Failed: the pod was evicted or preempted.
+    pub const POD_EVICTED: &str = "PodEvicted";
+    /// Failed: the node is surely off.
+    pub const NODE_LOST: &str = "NodeLost";
+    /// Failed: the pod failed and nothing says why.
+    pub const POD_FAILED: &str = "PodFailed";
+    /// SoftwareEmulation is False: KVM.
+    pub const KVM: &str = "Kvm";
+    /// SoftwareEmulation: no node offered KVM.
+    pub const NO_KVM: &str = "NoUsableKvm";
+    /// SoftwareEmulation: the operator was told so.
+    pub const EMULATION_ALWAYS: &str = "EmulationAlways";
+}
+
+/// A step of an instance's reconcile that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Reading what the decision depends on.
+    #[error("cannot read the state of the instance")]
+    Dereference(#[source] kube::Error),
+    /// Adding or removing the finalizer.
+    #[error("cannot change the finalizer")]
+    Finalizer(#[source] ApplyError),
+    /// Writing the launch document.
+    #[error("cannot build the launcher pod")]
+    Build(#[source] serde_json::Error),
+    /// Creating the pod.
+    #[error("cannot create the launcher pod")]
+    CreatePod(#[source] kube::Error),
+    /// A pod of another owner has the launcher pod's name.
+    #[error("pod {0} exists and belongs to something else: delete it, the machine starts then")]
+    PodNameTaken(String),
+    /// Deleting the pod.
+    #[error("cannot delete the launcher pod")]
+    DeletePod(#[source] ApplyError),
+    /// Reading the launcher's log.
+    #[error("cannot read the launcher's log")]
+    Console(#[source] kube::Error),
+    /// Writing the status.
+    #[error("cannot write the status")]
+    Status(#[source] kube::Error),
+}
+
+impl StepError for Error {
+    fn step(&self) -> &'static str {
+        match self {
+            Self::Dereference(_) => "dereference",
+            Self::Finalizer(_) => "finalizer",
+            Self::Build(_) => "build",
+            Self::CreatePod(_) | Self::PodNameTaken(_) => "create_pod",
+            Self::DeletePod(_) => "delete_pod",
+            Self::Console(_) => "console",
+            Self::Status(_) => "status",
+        }
+    }
+}
+
+impl Error {
+    /// The API server's word against the pod, when it is one that time alone does not mend.
+    fn refusal(&self) -> Option<Obstacle> {
+        match self {
+            Self::CreatePod(kube::Error::Api(answer)) if matches!(answer.code, 400 | 403 | 422) => {
+                Some(Obstacle::Refused(answer.message.clone()))
+            }
+            Self::PodNameTaken(_) => Some(Obstacle::Refused(self.to_string())),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a phase is final.
+pub fn is_final(phase: &str) -> bool {
+    matches!(phase, phase::SUCCEEDED | phase::FAILED)
+}
+
+/// Whether the instance has not had a pod yet.
+pub fn waits_for_a_pod(instance: &VirtualMachineInstance) -> bool {
+    matches!(phase_of(instance), "" | phase::PENDING)
+}
+
+/// The instance's phase; empty before the first status.
+pub fn phase_of(instance: &VirtualMachineInstance) -> &str {
+    instance
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref())
+        .unwrap_or_default()
+}
+
+/// Names of the claims that its volumes use.
+pub fn claims_of(instance: &VirtualMachineInstance) -> impl Iterator<Item = &str> {
+    let sources = instance
+        .spec
+        .volumes
+        .iter()
+        .flatten()
+        .filter_map(|volume| volume.persistent_volume_claim.as_ref());
+    sources.map(|source| source.claim_name.as_str())
+}
+
+/// Brings one instance a step further.
+///
+/// # Errors
+/// The step that failed; it is tried again with back-off.
+pub async fn reconcile(instance: Arc<VirtualMachineInstance>, ctx: Arc<Context>) -> Result<Action, Error> {
+    if ctx.fresh.is_stale(&*instance) {
+        return Ok(Action::await_change());
+    }
+    let deleting = instance.metadata.deletion_timestamp.is_some();
+    if !deleting && !instance.finalizers().iter().any(|name| name == VMI_FINALIZER) {
+        // Its watch event brings the next reconcile.
+        let held = ctx
+            .applier
+            .add_finalizer(&*instance, VMI_FINALIZER)
+            .await
+            .map_err(Error::Finalizer)?;
+        ctx.fresh.wrote(&held);
+        return Ok(Action::await_change());
+    }
+    let mut observed = dereference::dereference(&instance, &ctx)
+        .await
+        .map_err(Error::Dereference)?;
+    let (mut obstacle, mut failure) = (None, None);
+    if deleting || is_final(phase_of(&instance)) {
+        apply::end(&instance, &observed, &ctx).await?;
+    } else if waits_for_a_pod(&instance) && observed.pod.is_none() {
+        match validate::validate(&instance, &observed.claims) {
+            Ok(machine) => match apply::start(&machine, &observed, &ctx).await {
+                Ok(pod) => observed.pod = Some(pod),
+                // Told to the user before it is tried again.
+                Err(error) => {
+                    obstacle = error.refusal();
+                    failure = Some(error);
+                }
+            },
+            Err(found) => obstacle = Some(found),
+        }
+    }
+    if deleting
+        && observed
+            .pod
+            .as_ref()
+            .is_none_or(|pod| ending::surely_ended(pod, observed.node))
+    {
+        ctx.applier
+            .remove_finalizer(&*instance, VMI_FINALIZER)
+            .await
+            .map_err(Error::Finalizer)?;
+        ctx.fresh.forget(&*instance);
+        return Ok(Action::await_change());
+    }
+    let seen = status::Seen {
+        pod: observed.pod.as_ref(),
+        node: observed.node,
+        obstacle: obstacle.as_ref(),
+        emulation: ctx.options.emulation,
+    };
+    let status = status::status(&instance, seen, Timestamp::now());
+    apply::status(&instance, status, &observed, &ctx).await?;
+    failure.map_or(Ok(Action::requeue(RESYNC)), Err)
+}

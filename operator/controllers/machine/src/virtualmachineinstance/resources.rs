@@ -1,0 +1,119 @@
+//! What a launcher pod asks of its node: memory with the overhead of the processes around the guest, CPU, devices; and
+//! whether it asks for KVM.
+//!
+//! Pure. The overhead is a formula over measured constants; `tests/bench` measures what it stands for
+//! (`vm_overhead_mib`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::ResourceExt;
+use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
+use kubernest_crds::labels;
+use kubernest_domain::Accelerator;
+
+use super::validate::Machine;
+use crate::Emulation;
+
+const MIB: u64 = 1 << 20;
+/// libvirtd, PSS.
+const LIBVIRTD: u64 = 25 * MIB;
+/// qemu beyond the guest's memory and its translation cache.
+const QEMU: u64 = 60 * MIB;
+/// The launcher itself.
+const LAUNCHER: u64 = 10 * MIB;
+/// virtiofsd, for each shared file system.
+const VIRTIOFSD: u64 = 8 * MIB;
+/// Translation cache of qemu's emulator (TCG); unused under KVM.
+const TRANSLATION_CACHE: u64 = 64 * MIB;
+/// Page tables take 8 bytes for each 4 KiB page of guest memory.
+const PAGE_TABLE_SHARE: u64 = 512;
+/// CPU requested for a virtual CPU: a tenth, KubeVirt's default `cpuAllocationRatio`.
+const MILLI_CPU_PER_VCPU: u64 = 1000 / 10;
+
+/// Memory in bytes that a launcher pod needs beyond its guest's, rounded up to a MiB:
+/// `libvirtd + qemu + launcher + virtiofsd × shares + guest / 512 + translation cache if emulated`.
+pub fn overhead_bytes(guest_bytes: u64, shares: u64, accelerator: Accelerator) -> u64 {
+    let cache = match accelerator {
+        Accelerator::Kvm => 0,
+        Accelerator::Tcg => TRANSLATION_CACHE,
+    };
+    let bytes = LIBVIRTD + QEMU + LAUNCHER + VIRTIOFSD * shares + guest_bytes / PAGE_TABLE_SHARE + cache;
+    bytes.next_multiple_of(MIB)
+}
+
+/// KVM where a node that may take the instance offers it, unless the operator's flag decides otherwise.
+pub fn accelerator(emulation: Emulation, instance: &VirtualMachineInstance, nodes: &[Arc<Node>]) -> Accelerator {
+    let offers_kvm = |node: &Arc<Node>| {
+        let wanted = instance.spec.node_selector.iter().flatten();
+        let cordoned = node
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.unschedulable)
+            .unwrap_or_default();
+        let allocatable = node.status.as_ref().and_then(|status| status.allocatable.as_ref());
+        let devices = allocatable
+            .and_then(|list| list.get(labels::KVM_RESOURCE))
+            .map_or("0", |quantity| &quantity.0);
+        !cordoned
+            && devices != "0"
+            && node
+                .labels()
+                .get(labels::SCHEDULABLE)
+                .is_some_and(|value| value == "true")
+            && wanted
+                .into_iter()
+                .all(|(key, value)| node.labels().get(key) == Some(value))
+    };
+    match emulation {
+        Emulation::Never => Accelerator::Kvm,
+        Emulation::Always => Accelerator::Tcg,
+        Emulation::Auto if nodes.iter().any(offers_kvm) => Accelerator::Kvm,
+        Emulation::Auto => Accelerator::Tcg,
+    }
+}
+
+/// Requests and limits of the container `compute`.
+///
+/// Memory: what the instance requests (by default the guest's memory) and the overhead; a limit only where the instance
+/// has one, since a machine killed for a few MiB too many is worse than a node that shares.
+pub fn requirements(machine: &Machine, overhead: u64, accelerator: Accelerator) -> ResourceRequirements {
+    let asked = &machine.instance.spec.domain.resources;
+    let with_overhead = |quantity: Option<u64>| quantity.map(|bytes| Quantity((bytes + overhead).to_string()));
+    let bytes = |list: &BTreeMap<String, kubernest_crds::quantity::Quantity>| {
+        u64::try_from(list.get("memory")?.value().ok()?)
+            .ok()
+            .filter(|bytes| *bytes > 0)
+    };
+    let pass = |list: &BTreeMap<String, kubernest_crds::quantity::Quantity>| -> BTreeMap<String, Quantity> {
+        list.iter()
+            .map(|(name, quantity)| (name.clone(), Quantity(quantity.0.clone())))
+            .collect()
+    };
+    let (mut requests, mut limits) = (pass(&asked.requests), pass(&asked.limits));
+    let memory = bytes(&asked.requests).unwrap_or(machine.guest_bytes);
+    requests.extend(with_overhead(Some(memory)).map(|quantity| ("memory".to_owned(), quantity)));
+    limits.extend(with_overhead(bytes(&asked.limits)).map(|quantity| ("memory".to_owned(), quantity)));
+    if !requests.contains_key("cpu") && !limits.contains_key("cpu") {
+        let milli = u64::from(machine.cpus) * MILLI_CPU_PER_VCPU;
+        requests.insert("cpu".to_owned(), Quantity(format!("{milli}m")));
+    }
+    let mut device = |name: &str| {
+        // Extended resources are never shared out beyond what is asked: request and limit are equal.
+        requests.insert(name.to_owned(), Quantity("1".to_owned()));
+        limits.insert(name.to_owned(), Quantity("1".to_owned()));
+    };
+    if !machine.nics.is_empty() {
+        device(labels::TUN_RESOURCE);
+    }
+    if accelerator == Accelerator::Kvm {
+        device(labels::KVM_RESOURCE);
+    }
+    ResourceRequirements {
+        requests: Some(requests),
+        limits: Some(limits),
+        claims: None,
+    }
+}

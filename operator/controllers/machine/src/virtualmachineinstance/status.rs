@@ -1,0 +1,417 @@
+//! The status of an instance as a function of what was observed: phase, conditions, interfaces, volumes.
+//!
+//! Phases go forward only: Pending → Scheduling → Scheduled → Running → Succeeded | Failed. A final phase never changes.
+//! Pure; the clock is passed in, and moves a time only where something changed.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition};
+use kube::ResourceExt;
+use kubernest_crds::kubevirt::v1::{
+    ConsoleTail, Disk, InterfaceStatus, PhaseTransition, VirtualMachineInstance,
+    VirtualMachineInstanceCondition as Condition, VirtualMachineInstanceStatus, VolumeStatus, phase, vmi_conditions,
+};
+use kubernest_crds::labels;
+
+use super::build::CONTAINER;
+use super::dereference::node_of;
+use super::ending::{Ending, ending};
+use super::validate::{self, Binding, Obstacle};
+use super::{networks, reasons};
+use crate::Emulation;
+use crate::conditions::{self, FALSE, TRUE, clear, set};
+use crate::stores::NodeState;
+
+/// Condition type that carries the scheduler's refusal (KubeVirt copies the pod's).
+pub const POD_SCHEDULED: &str = "PodScheduled";
+/// Most lines of a console tail.
+pub const TAIL_LINES: usize = 20;
+/// Most bytes of a line of it.
+pub const TAIL_LINE_BYTES: usize = 200;
+
+/// What a status follows from.
+#[derive(Clone, Copy)]
+pub struct Seen<'a> {
+    /// The launcher pod, confirmed.
+    pub pod: Option<&'a Pod>,
+    /// Its node.
+    pub node: NodeState,
+    /// Why there is no pod yet.
+    pub obstacle: Option<&'a Obstacle>,
+    /// The operator's flag, for the words of SoftwareEmulation.
+    pub emulation: Emulation,
+}
+
+/// The status that `instance` should have.
+pub fn status(instance: &VirtualMachineInstance, seen: Seen<'_>, now: Timestamp) -> VirtualMachineInstanceStatus {
+    let previous = instance.status.clone().unwrap_or_default();
+    let before = previous.phase.clone().unwrap_or_default();
+    let deleting = instance.metadata.deletion_timestamp.is_some();
+    let had_pod = !matches!(before.as_str(), "" | phase::PENDING);
+    let over = if super::is_final(&before) || (seen.pod.is_none() && !had_pod) {
+        None
+    } else {
+        ending(seen.pod, seen.node, deleting)
+    };
+    let phase = match &over {
+        Some(over) => over.phase.to_owned(),
+        None => forward(&before, seen.pod).to_owned(),
+    };
+    let mut status = VirtualMachineInstanceStatus {
+        node_name: seen.pod.and_then(node_of).map(str::to_owned).or(previous.node_name),
+        active_pods: active_pods(seen.pod),
+        interfaces: interfaces(instance, seen.pod).unwrap_or(previous.interfaces),
+        volume_status: volume_status(instance),
+        qos_class: seen
+            .pod
+            .and_then(|pod| pod.status.as_ref()?.qos_class.clone())
+            .or(previous.qos_class),
+        reason: over.as_ref().map(|over| over.reason.clone()).or(previous.reason),
+        console_tail: over
+            .as_ref()
+            .and_then(|over| last_words(over, previous.console_tail.as_ref()))
+            .or(previous.console_tail),
+        conditions: previous.conditions,
+        phase_transition_timestamps: previous.phase_transition_timestamps,
+        phase: Some(phase.clone()),
+    };
+    if phase != before {
+        let phase_transition_timestamp = conditions::seconds(now);
+        status.phase_transition_timestamps.push(PhaseTransition {
+            phase,
+            phase_transition_timestamp,
+        });
+    }
+    set_conditions(&mut status, seen, over.as_ref(), now);
+    status
+}
+
+/// The phase of a run that is not over.
+fn forward<'a>(before: &'a str, pod: Option<&Pod>) -> &'a str {
+    let order = [phase::PENDING, phase::SCHEDULING, phase::SCHEDULED, phase::RUNNING];
+    let reached = match pod {
+        None => phase::PENDING,
+        Some(pod) if pod_condition(pod, "Ready").is_some_and(|ready| ready.status == TRUE) => phase::RUNNING,
+        Some(pod) if compute(pod).is_some_and(is_running) => phase::SCHEDULED,
+        Some(_) => phase::SCHEDULING,
+    };
+    let rank = |phase: &str| order.iter().position(|known| *known == phase);
+    if super::is_final(before) || rank(before) > rank(reached) {
+        before
+    } else {
+        reached
+    }
+}
+
+fn set_conditions(status: &mut VirtualMachineInstanceStatus, seen: Seen<'_>, over: Option<&Ending>, now: Timestamp) {
+    let running = status.phase.as_deref() == Some(phase::RUNNING);
+    let is_over = status.phase.as_deref().is_some_and(super::is_final);
+    let all = &mut status.conditions;
+    match over {
+        Some(over) => set(all, vmi_conditions::READY, FALSE, &over.reason, &describe(over), now),
+        // What ended it stays in the words of Ready.
+        None if is_over => {}
+        None => {
+            let (ready, reason, message) = readiness(seen, running);
+            set(
+                all,
+                vmi_conditions::READY,
+                if ready { TRUE } else { FALSE },
+                reason,
+                &message,
+                now,
+            );
+        }
+    }
+    if is_over {
+        clear(all, POD_SCHEDULED);
+        return;
+    }
+    set_synchronized(all, seen, now);
+    match seen
+        .pod
+        .and_then(|pod| pod_condition(pod, "PodScheduled"))
+        .filter(|condition| condition.status == FALSE)
+    {
+        Some(refusal) => {
+            let (reason, message) = (refusal.reason.as_deref(), refusal.message.as_deref());
+            set(
+                all,
+                POD_SCHEDULED,
+                FALSE,
+                reason.unwrap_or(reasons::UNSCHEDULABLE),
+                message.unwrap_or_default(),
+                now,
+            );
+        }
+        None => clear(all, POD_SCHEDULED),
+    }
+    let message = "a machine is not moved between nodes while it runs";
+    set(
+        all,
+        vmi_conditions::LIVE_MIGRATABLE,
+        FALSE,
+        "NotSupported",
+        message,
+        now,
+    );
+    if let Some(pod) = seen.pod {
+        set_emulation(all, pod, seen.emulation, now);
+    }
+}
+
+/// Ready mirrors the pod's readiness, which is the launcher's word that the domain runs.
+fn readiness(seen: Seen<'_>, running: bool) -> (bool, &'static str, String) {
+    let Some(pod) = seen.pod else {
+        let why = seen.obstacle.map(ToString::to_string);
+        return (
+            false,
+            reasons::POD_NOT_EXISTS,
+            why.unwrap_or_else(|| "the launcher pod is being made".to_owned()),
+        );
+    };
+    let node = node_of(pod).unwrap_or_default();
+    match pod_condition(pod, "Ready") {
+        _ if seen.node == NodeState::Unreachable => {
+            let remedy = "bring it back, or if it is surely off taint it node.kubernetes.io/out-of-service";
+            let message = format!(
+                "node {node} does not answer; the machine is not started elsewhere while it may run there: {remedy}"
+            );
+            (false, reasons::NODE_UNREACHABLE, message)
+        }
+        _ if pod.metadata.deletion_timestamp.is_some() => (
+            false,
+            reasons::POD_TERMINATING,
+            "the launcher pod is being deleted".to_owned(),
+        ),
+        None if !running => (
+            false,
+            reasons::POD_CONDITION_MISSING,
+            "the launcher pod has no Ready condition yet".to_owned(),
+        ),
+        None => (
+            false,
+            reasons::GUEST_NOT_RUNNING,
+            "the launcher pod lost its Ready condition".to_owned(),
+        ),
+        Some(ready) if ready.status == TRUE => (true, "", String::new()),
+        Some(ready) => {
+            let message = ready.message.clone().filter(|text| !text.is_empty());
+            (
+                false,
+                reasons::GUEST_NOT_RUNNING,
+                message.unwrap_or_else(|| "the guest is not running yet".to_owned()),
+            )
+        }
+    }
+}
+
+fn set_synchronized(all: &mut Vec<Condition>, seen: Seen<'_>, now: Timestamp) {
+    if let Some(obstacle) = seen.obstacle {
+        set(
+            all,
+            vmi_conditions::SYNCHRONIZED,
+            FALSE,
+            obstacle.reason(),
+            &obstacle.to_string(),
+            now,
+        );
+        return;
+    }
+    let Some(pod) = seen.pod else { return };
+    let waiting = compute(pod).and_then(|container| container.state.as_ref()?.waiting.as_ref());
+    let trouble = waiting.and_then(|waiting| {
+        let reason = waiting.reason.as_deref()?;
+        (!matches!(reason, "ContainerCreating" | "PodInitializing")).then_some((reason, waiting.message.as_deref()))
+    });
+    match trouble {
+        Some((reason, message)) => {
+            set(
+                all,
+                vmi_conditions::SYNCHRONIZED,
+                FALSE,
+                reason,
+                message.unwrap_or_default(),
+                now,
+            );
+        }
+        None => set(all, vmi_conditions::SYNCHRONIZED, TRUE, "", "", now),
+    }
+}
+
+fn set_emulation(all: &mut Vec<Condition>, pod: &Pod, emulation: Emulation, now: Timestamp) {
+    if uses_kvm(pod) {
+        let message = "the guest runs on the processor, through /dev/kvm";
+        set(
+            all,
+            vmi_conditions::SOFTWARE_EMULATION,
+            FALSE,
+            reasons::KVM,
+            message,
+            now,
+        );
+    } else if emulation == Emulation::Always {
+        let message = "the operator runs with --emulation=always";
+        set(
+            all,
+            vmi_conditions::SOFTWARE_EMULATION,
+            TRUE,
+            reasons::EMULATION_ALWAYS,
+            message,
+            now,
+        );
+    } else {
+        let message = "when the machine was started, no node that can take it offered devices.kubevirt.io/kvm: \
+                       the guest's instructions are translated by qemu, which is many times slower";
+        set(
+            all,
+            vmi_conditions::SOFTWARE_EMULATION,
+            TRUE,
+            reasons::NO_KVM,
+            message,
+            now,
+        );
+    }
+}
+
+/// Whether the pod asked for /dev/kvm when it was made.
+fn uses_kvm(pod: &Pod) -> bool {
+    let mut containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    containers.any(|container| {
+        let limits = container
+            .resources
+            .as_ref()
+            .and_then(|resources| resources.limits.as_ref());
+        limits.is_some_and(|limits| limits.contains_key(labels::KVM_RESOURCE))
+    })
+}
+
+fn active_pods(pod: Option<&Pod>) -> BTreeMap<String, String> {
+    let entry = pod.and_then(|pod| Some((pod.uid()?, node_of(pod).unwrap_or_default().to_owned())));
+    entry.into_iter().collect()
+}
+
+/// Interfaces as far as they are known; `None` without a pod.
+fn interfaces(instance: &VirtualMachineInstance, pod: Option<&Pod>) -> Option<Vec<InterfaceStatus>> {
+    let pod = pod?;
+    let attached = networks::attachments(pod.annotations().get(networks::STATUS_ANNOTATION));
+    let status = pod.status.as_ref();
+    let describe = |(index, nic): (usize, validate::Nic)| {
+        let tap = networks::tap(index);
+        let attachment = attached.iter().find(|attachment| attachment.interface == tap);
+        let reported = attachment
+            .map(|attachment| attachment.mac.clone())
+            .filter(|mac| !mac.is_empty());
+        let (addresses, mac) = match nic.binding {
+            Binding::Masquerade(_) => {
+                let all = status.and_then(|status| status.pod_ips.clone()).unwrap_or_default();
+                (all.into_iter().map(|address| address.ip).collect(), nic.mac)
+            }
+            // The plugin reports the port that the guest's own address goes through.
+            Binding::Bridge(..) => (Vec::new(), reported.unwrap_or(nic.mac)),
+        };
+        InterfaceStatus {
+            name: Some(nic.name),
+            ip_address: addresses.first().cloned(),
+            ip_addresses: addresses,
+            mac: Some(mac),
+            interface_name: None,
+            info_source: Some(
+                if attachment.is_some() {
+                    "domain, multus-status"
+                } else {
+                    "domain"
+                }
+                .to_owned(),
+            ),
+        }
+    };
+    Some(
+        validate::interfaces(instance)
+            .into_iter()
+            .enumerate()
+            .map(describe)
+            .collect(),
+    )
+}
+
+/// Each volume with its device in the guest; volumes that are no disk have none.
+fn volume_status(instance: &VirtualMachineInstance) -> Vec<VolumeStatus> {
+    let mut used: BTreeMap<&str, u8> = BTreeMap::new();
+    let disks = instance.spec.domain.devices.disks.iter().flatten();
+    let targets: BTreeMap<&str, String> = disks
+        .map(|disk| {
+            let prefix = device_prefix(disk);
+            let index = used.entry(prefix).or_insert(0);
+            let letter = char::from(b'a' + (*index).min(25));
+            *index += 1;
+            (disk.name.as_str(), format!("{prefix}{letter}"))
+        })
+        .collect();
+    let volumes = instance.spec.volumes.iter().flatten();
+    volumes
+        .map(|volume| VolumeStatus {
+            name: volume.name.clone(),
+            target: targets.get(volume.name.as_str()).cloned().unwrap_or_default(),
+        })
+        .collect()
+}
+
+fn device_prefix(disk: &Disk) -> &'static str {
+    let bus = match (&disk.cdrom, &disk.disk) {
+        (Some(cdrom), _) => cdrom.bus.as_deref().unwrap_or("sata"),
+        (None, Some(target)) => target.bus.as_deref().unwrap_or("virtio"),
+        (None, None) => "virtio",
+    };
+    if bus == "virtio" { "vd" } else { "sd" }
+}
+
+fn describe(over: &Ending) -> String {
+    match over.serial.last().filter(|line| !line.trim().is_empty()) {
+        Some(line) => format!("{}; the guest said last: {}", over.message, line.trim()),
+        None => over.message.clone(),
+    }
+}
+
+/// The guest's last lines, which outlive its pod.
+fn last_words(over: &Ending, previous: Option<&ConsoleTail>) -> Option<ConsoleTail> {
+    let lines = bounded(over.serial.iter().map(String::as_str));
+    let request = previous.map(|tail| tail.request.clone()).unwrap_or_default();
+    (!lines.is_empty()).then_some(ConsoleTail { request, lines })
+}
+
+/// The last [`TAIL_LINES`] lines, printable, each of at most [`TAIL_LINE_BYTES`] bytes.
+pub fn bounded<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let clean = |line: &str| {
+        let mut text: String = line.chars().filter(|c| !c.is_control() || *c == '\t').collect();
+        text.truncate(text.floor_char_boundary(TAIL_LINE_BYTES));
+        text.trim_end().to_owned()
+    };
+    let mut lines: Vec<String> = lines.map(clean).filter(|line| !line.is_empty()).collect();
+    lines.drain(..lines.len().saturating_sub(TAIL_LINES));
+    lines
+}
+
+fn pod_condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
+    pod.status
+        .as_ref()?
+        .conditions
+        .as_ref()?
+        .iter()
+        .find(|condition| condition.type_ == type_)
+}
+
+/// The state of the launcher's container.
+pub fn compute(pod: &Pod) -> Option<&ContainerStatus> {
+    pod.status
+        .as_ref()?
+        .container_statuses
+        .as_ref()?
+        .iter()
+        .find(|container| container.name == CONTAINER)
+}
+
+fn is_running(container: &ContainerStatus) -> bool {
+    container.state.as_ref().is_some_and(|state| state.running.is_some())
+}

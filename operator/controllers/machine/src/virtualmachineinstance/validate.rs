@@ -1,0 +1,285 @@
+//! Turns an instance, defaulted as KubeVirt defaults it, into a [`Machine`] that a pod can be built from, or says by
+//! field what is in the way.
+//!
+//! Admission refuses most of this earlier; here it holds for whatever reached the API server. No client, no clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::ResourceExt;
+use kubernest_crds::kubevirt::v1::{
+    Interface, Masquerade, Memory, Network, PodNetwork, Port, VirtualMachineInstance, Volume,
+};
+use kubernest_crds::quantity::Quantity;
+use kubernest_domain::{ClaimedVolume, VolumeMode};
+
+use crate::names;
+
+/// Name that KubeVirt gives the interface and network it adds.
+const DEFAULT_NETWORK: &str = "default";
+
+/// An instance that can be run: every reference resolved, every quantity read.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The instance with defaults filled in.
+    pub instance: VirtualMachineInstance,
+    /// Memory of the guest in bytes.
+    pub guest_bytes: u64,
+    /// Number of virtual CPUs.
+    pub cpus: u32,
+    /// Interfaces with their networks, in the order of the spec.
+    pub nics: Vec<Nic>,
+    /// The claims among the volumes, by volume name.
+    pub claims: BTreeMap<String, ClaimedVolume>,
+}
+
+/// An interface and what it attaches to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nic {
+    /// Name in the spec.
+    pub name: String,
+    /// MAC address, lower case with colons.
+    pub mac: String,
+    /// Its binding.
+    pub binding: Binding,
+}
+
+/// How an interface attaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// Behind the pod's address; these ports are forwarded, or all if there are none.
+    Masquerade(Vec<Port>),
+    /// A network of Multus: namespace and name of its NetworkAttachmentDefinition.
+    Bridge(String, String),
+}
+
+/// Why an instance gets no launcher pod now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Obstacle {
+    /// The spec is wrong; only a new instance mends it.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// Path below the instance.
+        field: String,
+        /// What is wrong and what is expected.
+        problem: String,
+    },
+    /// A claim does not exist yet.
+    #[error("PersistentVolumeClaim {0} does not exist: create it, the machine starts then")]
+    ClaimMissing(String),
+    /// The API server refuses the pod: a quota, a policy, a bad name in the spec. Tried again later.
+    #[error("the launcher pod is refused: {0}")]
+    Refused(String),
+}
+
+impl Obstacle {
+    /// Reason of the Synchronized condition.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid { .. } => super::reasons::INVALID,
+            Self::ClaimMissing(_) => super::reasons::PVC_NOT_FOUND,
+            Self::Refused(_) => super::reasons::FAILED_CREATE,
+        }
+    }
+}
+
+fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Obstacle {
+    Obstacle::Invalid {
+        field: field.into(),
+        problem: problem.into(),
+    }
+}
+
+/// Reads the instance; `claims` are those that exist, by claim name.
+///
+/// # Errors
+/// The first [`Obstacle`] in the order of the spec.
+pub fn validate(
+    instance: &VirtualMachineInstance,
+    claims: &BTreeMap<String, PersistentVolumeClaim>,
+) -> Result<Machine, Obstacle> {
+    let mut instance = instance.clone();
+    instance.status = None;
+    let guest_bytes = default_memory(&mut instance)?;
+    default_network(&mut instance);
+    check_volumes(&instance)?;
+    let nics = nics(&instance)?;
+    let claims = resolve_claims(&instance, claims)?;
+    let cpus = instance.spec.domain.cpu.as_ref().map_or(1, |cpu| cpu.count());
+    Ok(Machine {
+        instance,
+        guest_bytes,
+        cpus,
+        nics,
+        claims,
+    })
+}
+
+/// memory.guest, else requests.memory, else limits.memory, as KubeVirt's mutating webhook does.
+fn default_memory(instance: &mut VirtualMachineInstance) -> Result<u64, Obstacle> {
+    let domain = &mut instance.spec.domain;
+    let from = [&domain.resources.requests, &domain.resources.limits].map(|list| list.get("memory").cloned());
+    let guest = domain
+        .memory
+        .as_ref()
+        .and_then(|memory| memory.guest.clone())
+        .or_else(|| from.into_iter().flatten().next());
+    let field = "spec.domain.memory.guest";
+    let guest = guest.ok_or_else(|| invalid(field, "no memory is given; set it, or resources.requests.memory"))?;
+    let bytes = bytes(field, &guest)?;
+    domain.memory.get_or_insert_with(Memory::default).guest = Some(guest);
+    Ok(bytes)
+}
+
+fn bytes(field: &str, quantity: &Quantity) -> Result<u64, Obstacle> {
+    let value = quantity.value().map_err(|error| invalid(field, error.to_string()))?;
+    u64::try_from(value)
+        .ok()
+        .filter(|bytes| *bytes > 0)
+        .ok_or_else(|| invalid(field, "must be more than 0"))
+}
+
+/// One masquerade interface on the pod network when the user gave neither interfaces nor networks.
+fn default_network(instance: &mut VirtualMachineInstance) {
+    let devices = &mut instance.spec.domain.devices;
+    let none = devices.interfaces.as_ref().is_none_or(Vec::is_empty);
+    let unattached = instance.spec.networks.as_ref().is_none_or(Vec::is_empty);
+    if none && unattached && devices.autoattach_pod_interface != Some(false) {
+        devices.interfaces = Some(vec![Interface {
+            name: DEFAULT_NETWORK.to_owned(),
+            masquerade: Some(Masquerade {}),
+            ..Interface::default()
+        }]);
+        instance.spec.networks = Some(vec![Network {
+            name: DEFAULT_NETWORK.to_owned(),
+            pod: Some(PodNetwork {}),
+            multus: None,
+        }]);
+    }
+}
+
+fn check_volumes(instance: &VirtualMachineInstance) -> Result<(), Obstacle> {
+    let volumes = instance.spec.volumes.as_deref().unwrap_or_default();
+    let mut names = BTreeSet::new();
+    for (index, volume) in volumes.iter().enumerate() {
+        if !names.insert(volume.name.as_str()) {
+            return Err(invalid(
+                format!("spec.volumes[{index}].name"),
+                format!("'{}' is there twice", volume.name),
+            ));
+        }
+        if sources(volume) != 1 {
+            return Err(invalid(
+                format!("spec.volumes[{index}]"),
+                "must have exactly one source type set",
+            ));
+        }
+    }
+    let devices = &instance.spec.domain.devices;
+    let disks = devices.disks.iter().flatten().map(|disk| ("disks", disk.name.as_str()));
+    let shares = devices
+        .filesystems
+        .iter()
+        .flatten()
+        .map(|share| ("filesystems", share.name.as_str()));
+    for (list, name) in disks.chain(shares) {
+        if !names.contains(name) {
+            return Err(invalid(
+                format!("spec.domain.devices.{list}"),
+                format!("there is no volume named '{name}'"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn sources(volume: &Volume) -> usize {
+    [
+        volume.container_disk.is_some(),
+        volume.cloud_init_no_cloud.is_some(),
+        volume.persistent_volume_claim.is_some(),
+        volume.empty_disk.is_some(),
+        volume.secret.is_some(),
+        volume.config_map.is_some(),
+    ]
+    .into_iter()
+    .filter(|set| *set)
+    .count()
+}
+
+fn nics(instance: &VirtualMachineInstance) -> Result<Vec<Nic>, Obstacle> {
+    let networks = instance.spec.networks.as_deref().unwrap_or_default();
+    let interfaces = instance.spec.domain.devices.interfaces.as_deref().unwrap_or_default();
+    let uid = instance.uid().unwrap_or_default();
+    let mut nics = Vec::with_capacity(interfaces.len());
+    for (index, interface) in interfaces.iter().enumerate() {
+        let field = format!("spec.domain.devices.interfaces[{index}]");
+        let network = networks.iter().find(|network| network.name == interface.name);
+        let network =
+            network.ok_or_else(|| invalid(&field, format!("there is no network named '{}'", interface.name)))?;
+        let binding = match (&interface.masquerade, &interface.bridge, &network.pod, &network.multus) {
+            (Some(_), None, Some(_), None) => Binding::Masquerade(interface.ports.clone().unwrap_or_default()),
+            (None, Some(_), None, Some(multus)) => {
+                let own = instance.namespace().unwrap_or_default();
+                let (namespace, name) = multus
+                    .network_name
+                    .split_once('/')
+                    .unwrap_or((own.as_str(), multus.network_name.as_str()));
+                Binding::Bridge(namespace.to_owned(), name.to_owned())
+            }
+            _ => {
+                let problem = "must be masquerade on the pod network or bridge on a network of Multus";
+                return Err(invalid(field, problem));
+            }
+        };
+        let given = interface
+            .mac_address
+            .as_ref()
+            .map(|mac| mac.to_ascii_lowercase().replace('-', ":"));
+        let mac = given.unwrap_or_else(|| names::mac(&uid, &interface.name));
+        nics.push(Nic {
+            name: interface.name.clone(),
+            mac,
+            binding,
+        });
+    }
+    Ok(nics)
+}
+
+fn resolve_claims(
+    instance: &VirtualMachineInstance,
+    claims: &BTreeMap<String, PersistentVolumeClaim>,
+) -> Result<BTreeMap<String, ClaimedVolume>, Obstacle> {
+    let mut resolved = BTreeMap::new();
+    for volume in instance.spec.volumes.iter().flatten() {
+        let Some(source) = &volume.persistent_volume_claim else {
+            continue;
+        };
+        let claim = claims
+            .get(&source.claim_name)
+            .ok_or_else(|| Obstacle::ClaimMissing(source.claim_name.clone()))?;
+        let spec = claim.spec.clone().unwrap_or_default();
+        let requested = spec
+            .resources
+            .and_then(|resources| resources.requests?.get("storage").cloned());
+        let field = format!(
+            "PersistentVolumeClaim {}: spec.resources.requests.storage",
+            source.claim_name
+        );
+        let requested = requested.ok_or_else(|| invalid(&field, "is missing"))?;
+        let mode = match spec.volume_mode.as_deref() {
+            Some("Block") => VolumeMode::Block,
+            _ => VolumeMode::Filesystem,
+        };
+        let capacity = bytes(&field, &Quantity(requested.0))?;
+        resolved.insert(volume.name.clone(), ClaimedVolume { mode, capacity });
+    }
+    Ok(resolved)
+}
+
+/// The interfaces alone, for the status of an instance whose claims are of no more interest; none if they are wrong.
+pub fn interfaces(instance: &VirtualMachineInstance) -> Vec<Nic> {
+    let mut instance = instance.clone();
+    default_network(&mut instance);
+    nics(&instance).unwrap_or_default()
+}
