@@ -1,1 +1,69 @@
-//! Placeholder.
+//! Admission decisions: what of a TenantCluster, VirtualMachine or VirtualMachineInstance is refused, field by field.
+//!
+//! Pure functions of the object, the object before, and what this installation can do. No client, no clock, no I/O:
+//! whether a StorageClass or Secret exists is the controllers' to find out.
+
+mod addresses;
+mod decision;
+mod machine;
+mod names;
+mod parse;
+mod path;
+mod tenantcluster;
+
+pub use addresses::MACHINE_LINK;
+pub use decision::{Cause, Decision, Report, reasons};
+
+use ipnet::Ipv4Net;
+use serde_json::Value;
+
+/// What this installation can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installation {
+    /// Kubernetes versions that there is a node image for, as `v1.35.4`.
+    pub versions: Vec<String>,
+    /// Addresses that tenants' nodes get theirs from.
+    pub node_cidr_pool: Ipv4Net,
+    /// Domain that host names of tenants end in.
+    pub base_domain: String,
+}
+
+/// An object to decide upon.
+#[derive(Clone, Copy, Debug)]
+pub struct Review<'a> {
+    /// The object as it shall become.
+    pub object: &'a Value,
+    /// The object as it is; `None` when it is created.
+    pub old: Option<&'a Value>,
+    /// The request is Kubernest's own, so rules that only bind users don't apply.
+    pub own_request: bool,
+}
+
+impl Review<'_> {
+    /// Nothing of the spec changes, or the object is on its way out: refusing it would only get in the way of
+    /// finalizers and metadata.
+    fn is_moot(&self) -> bool {
+        let deleting = self
+            .object
+            .pointer("/metadata/deletionTimestamp")
+            .is_some_and(|time| !time.is_null());
+        deleting || self.old.is_some_and(|old| old.get("spec") == self.object.get("spec"))
+    }
+}
+
+/// Decides upon an object by its kind; `None` for kinds that Kubernest has no rules for.
+pub fn admit(installation: &Installation, kind: &str, review: Review<'_>) -> Option<Decision> {
+    let decide: fn(&Installation, Review<'_>) -> Decision = match kind {
+        "TenantCluster" => tenantcluster::decide,
+        "VirtualMachine" => machine::decide_virtual_machine,
+        "VirtualMachineInstance" => machine::decide_virtual_machine_instance,
+        _ => return None,
+    };
+    if review.is_moot() {
+        return Some(Decision::default());
+    }
+    Some(decide(installation, review))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! Disks, CD-ROMs and filesystems, and the boot order that they share with interfaces.
+
+use std::collections::BTreeMap;
+
+use kubernest_crds::kubevirt::v1::{Disk, VirtualMachineInstanceSpec};
+
+use crate::{decision::Report, names};
+
+const SERIAL_BYTES: usize = 256;
+
+/// Checks `domain.devices.disks` and `filesystems`.
+pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
+    let devices = &spec.domain.devices;
+    let disks = devices.disks.as_deref().unwrap_or_default();
+    let base = format!("{f}.domain.devices.disks");
+    let mut names_seen: BTreeMap<&str, usize> = BTreeMap::new();
+    for (index, disk) in disks.iter().enumerate() {
+        let at = format!("{base}[{index}]");
+        if let Some(first) = names_seen.get(disk.name.as_str()) {
+            report.invalid(
+                format!("{at}.name"),
+                format!("{at} and {base}[{first}] must not have the same Name."),
+            );
+        } else {
+            names_seen.insert(&disk.name, index);
+        }
+        if !has_volume(spec, &disk.name) {
+            report.invalid(format!("{at}.name"), format!("{at}.Name '{}' not found.", disk.name));
+        }
+        // KubeVirt repeats the base in these fields; clients know them so.
+        let doubled = format!("{base}.domain.devices.disks[{index}]");
+        if let Some(why) = names::dns_label(&disk.name) {
+            report.invalid(format!("{doubled}.name"), why);
+        }
+        target(report, &at, disk);
+        properties(report, &base, &at, &doubled, disk);
+    }
+    boot_order(report, f, spec);
+    for (index, filesystem) in devices.filesystems.as_deref().unwrap_or_default().iter().enumerate() {
+        let at = format!("{f}.domain.devices.filesystems[{index}]");
+        if filesystem.virtiofs.is_none() {
+            report.invalid(&at, format!("{at} must have virtiofs set"));
+        }
+        let volume = spec
+            .volumes
+            .as_deref()
+            .unwrap_or_default()
+            .iter()
+            .find(|volume| volume.name == filesystem.name);
+        if volume.is_some_and(|volume| volume.secret.is_none() && volume.config_map.is_none()) {
+            report.invalid(
+                format!("{f}.domain.devices.filesystems"),
+                "virtiofs is not allowed: virtiofs feature gate is not enabled for PVC",
+            );
+        }
+    }
+}
+
+fn has_volume(spec: &VirtualMachineInstanceSpec, name: &str) -> bool {
+    spec.volumes
+        .as_deref()
+        .unwrap_or_default()
+        .iter()
+        .any(|volume| volume.name == name)
+}
+
+fn target(report: &mut Report, at: &str, disk: &Disk) {
+    if disk.disk.is_some() && disk.cdrom.is_some() {
+        report.invalid(at, format!("{at} can only have a single target type defined"));
+    }
+    let disk_bus = disk.disk.as_ref().and_then(|target| target.bus.as_deref());
+    let cdrom_bus = disk.cdrom.as_ref().and_then(|target| target.bus.as_deref());
+    for (kind, bus) in [("disk", disk_bus), ("cdrom", cdrom_bus)] {
+        let field = format!("{at}.{kind}.bus");
+        match bus {
+            None | Some("" | "sata" | "scsi") => {}
+            Some("virtio") if kind == "disk" => {}
+            Some("virtio") => report.invalid(field, "Bus type virtio is invalid for CD-ROM device"),
+            Some("usb") => {
+                let message = format!("{field}: usb is not supported");
+                report.not_supported(field, message);
+            }
+            Some("ide") => report.invalid(field, "IDE bus is not supported"),
+            Some(other) => report.invalid(
+                field,
+                format!("{at} is set with an unrecognized bus {other}, must be one of: [virtio scsi sata usb]"),
+            ),
+        }
+    }
+}
+
+fn properties(report: &mut Report, base: &str, at: &str, doubled: &str, disk: &Disk) {
+    if let Some(serial) = &disk.serial {
+        let field = format!("{at}.serial");
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.+-".contains(&b);
+        if !serial.bytes().all(allowed) {
+            report.invalid(
+                &field,
+                format!("{at} must be made up of the following characters [A-Za-z0-9_.+-], if specified"),
+            );
+        }
+        if serial.len() > SERIAL_BYTES {
+            report.invalid(
+                field,
+                format!("{at} must be less than or equal to {SERIAL_BYTES} in length, if specified"),
+            );
+        }
+    }
+    match disk.cache.as_deref() {
+        None | Some("" | "none" | "writethrough" | "writeback") => {}
+        Some(other) => report.invalid(format!("{at}.cache"), format!("{at}.cache has invalid value {other}")),
+    }
+    match disk.io.as_deref() {
+        None | Some("" | "native" | "threads") => {}
+        Some(_) => report.not_supported(
+            format!("{doubled}.io"),
+            format!("Disk IO mode for {base} is not supported. Supported modes are: native, threads."),
+        ),
+    }
+}
+
+fn boot_order(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
+    let devices = &spec.domain.devices;
+    let disks = devices.disks.iter().flatten().enumerate();
+    let disks = disks.map(|(index, disk)| (format!("{f}.domain.devices.disks[{index}]"), disk.boot_order));
+    let interfaces = devices.interfaces.iter().flatten().enumerate();
+    let interfaces = interfaces.map(|(index, nic)| (format!("{f}.domain.devices.interfaces[{index}]"), nic.boot_order));
+    let mut seen = Vec::new();
+    for (at, order) in disks.chain(interfaces) {
+        let Some(order) = order else { continue };
+        let field = format!("{at}.bootOrder");
+        if order < 1 {
+            report.invalid(field, format!("{at} must have a boot order > 0, if supplied"));
+        } else if seen.contains(&order) {
+            let message = format!("Boot order for {field} already set for a different device.");
+            report.invalid(field, message);
+        } else {
+            seen.push(order);
+        }
+    }
+}

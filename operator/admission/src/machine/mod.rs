@@ -1,0 +1,116 @@
+//! Rules of VirtualMachine and VirtualMachineInstance, in KubeVirt's words (fields and sentences as KubeVirt 1.9 answers
+//! them), one file a concern. What of KubeVirt's API is not supported is refused by path: `F: not supported`.
+//!
+//! Only what the types of `kubernest-crds` know is checked further.
+
+mod cloudinit;
+mod disks;
+mod interfaces;
+mod resources;
+mod settings;
+mod volumes;
+
+use kubernest_crds::kubevirt::v1::{VirtualMachineInstanceSpec, VirtualMachineSpec, run_strategy};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::{
+    Decision, Installation, Review,
+    decision::{Report, kubevirt_style, reasons},
+    parse::parse,
+};
+
+/// Decides upon a VirtualMachine.
+pub fn decide_virtual_machine(_: &Installation, review: Review<'_>) -> Decision {
+    let mut report = Report::default();
+    if let Some(spec) = read::<VirtualMachineSpec>(&mut report, review.object) {
+        strategy(&mut report, &spec);
+        instance(&mut report, "spec.template.spec", &spec.template.spec);
+    }
+    report.decide(kubevirt_style)
+}
+
+/// Decides upon a VirtualMachineInstance.
+pub fn decide_virtual_machine_instance(_: &Installation, review: Review<'_>) -> Decision {
+    let mut report = Report::default();
+    if review.old.is_some() {
+        if !review.own_request {
+            report.invalid("", "update of VMI object is restricted");
+        }
+        return report.decide(kubevirt_style);
+    }
+    if let Some(spec) = read::<VirtualMachineInstanceSpec>(&mut report, review.object) {
+        instance(&mut report, "spec", &spec);
+    }
+    if !review.own_request {
+        reserved_labels(&mut report, review.object);
+    }
+    report.decide(kubevirt_style)
+}
+
+/// Reads `spec`, reporting unknown fields and values that cannot be read.
+fn read<Spec: DeserializeOwned>(report: &mut Report, object: &Value) -> Option<Spec> {
+    let parsed = parse::<Spec>(object, "spec");
+    for path in parsed.unknown {
+        let message = format!("{path}: not supported");
+        report.not_supported(path, message);
+    }
+    match parsed.value {
+        Ok(spec) => Some(spec),
+        Err((path, message)) => {
+            report.add("", "", format!("{path} in body: {message}"));
+            None
+        }
+    }
+}
+
+fn strategy(report: &mut Report, spec: &VirtualMachineSpec) {
+    use run_strategy::{ALWAYS, HALTED, MANUAL, ONCE, RERUN_ON_FAILURE};
+    match (spec.running, spec.run_strategy.as_deref()) {
+        (Some(_), Some(_)) => report.invalid(
+            "spec.running",
+            "Running and RunStrategy are mutually exclusive. Note that Running is deprecated, please use RunStrategy instead",
+        ),
+        (None, None) => report.invalid("spec.running", "RunStrategy must be specified"),
+        (Some(_), None) | (None, Some(ALWAYS | HALTED)) => {}
+        (None, Some(later @ (MANUAL | RERUN_ON_FAILURE | ONCE))) => {
+            report.not_supported("spec.runStrategy", format!("spec.runStrategy: {later} is not supported"));
+        }
+        (None, Some(other)) => report.invalid("spec.runStrategy", format!("Invalid RunStrategy ({other})")),
+    }
+}
+
+/// Labels that controllers trust; a user's object must not bring them.
+fn reserved_labels(report: &mut Report, object: &Value) {
+    const RESERVED: [&str; 7] = [
+        "kubevirt.io/created-by",
+        "kubevirt.io/nodeName",
+        "kubevirt.io/migrationJobUID",
+        "kubevirt.io/managed-by",
+        "kubevirt.io/install-strategy-version",
+        "kubevirt.io/install-strategy-registry",
+        "kubevirt.io/schedulable",
+    ];
+    let labels = object.pointer("/metadata/labels").and_then(Value::as_object);
+    if labels.is_some_and(|labels| RESERVED.iter().any(|reserved| labels.contains_key(*reserved))) {
+        report.not_supported(
+            "metadata.labels",
+            "creation of the following reserved kubevirt.io/ labels on a VMI object is prohibited",
+        );
+    }
+}
+
+/// Checks the spec of an instance; `f` is the path that it stands at.
+fn instance(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
+    resources::check(report, f, spec);
+    disks::check(report, f, spec);
+    volumes::check(report, f, spec);
+    interfaces::check(report, f, spec);
+    settings::check(report, f, spec);
+}
+
+/// Reports `field: not supported`.
+fn unsupported(report: &mut Report, field: String) {
+    let message = format!("{field}: not supported");
+    report.add(reasons::NOT_SUPPORTED, field, message);
+}

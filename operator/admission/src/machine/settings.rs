@@ -1,0 +1,91 @@
+//! Everything of an instance that is neither device nor size: names, DNS, machine type, strategies.
+
+use kubernest_crds::kubevirt::v1::VirtualMachineInstanceSpec;
+
+use crate::{decision::Report, names};
+
+const STRATEGIES: [&str; 3] = ["LiveMigrate", "LiveMigrateIfPossible", "External"];
+
+/// Checks the rest of the spec.
+pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
+    for (name, value) in [("hostname", &spec.hostname), ("subdomain", &spec.subdomain)] {
+        let field = format!("{f}.{name}");
+        if let Some(why) = value
+            .as_deref()
+            .filter(|value| !value.is_empty())
+            .and_then(names::dns_label)
+        {
+            report.invalid(
+                &field,
+                format!("{field} does not conform to the kubernetes DNS_LABEL rules : {why}"),
+            );
+        }
+    }
+    machine_type(report, f, spec);
+    let field = format!("{f}.evictionStrategy");
+    match spec.eviction_strategy.as_deref() {
+        None | Some("" | "None") => {}
+        Some(other) if STRATEGIES.contains(&other) => {
+            let message = format!("{field}: {other} is not supported");
+            report.not_supported(field, message);
+        }
+        Some(other) => report.invalid(&field, format!("{field} is set with an unrecognized option: {other}")),
+    }
+    match spec.architecture.as_deref() {
+        None | Some("" | "amd64") => {}
+        Some(other) => report.invalid(
+            format!("{f}.architecture"),
+            format!("unsupported architecture: {other}"),
+        ),
+    }
+    if spec.termination_grace_period_seconds.is_some_and(|seconds| seconds < 0) {
+        let field = format!("{f}.terminationGracePeriodSeconds");
+        let message = format!("{field} must be greater than or equal to 0");
+        report.invalid(field, message);
+    }
+    dns(report, f, spec);
+}
+
+fn machine_type(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
+    let Some(type_) = spec
+        .domain
+        .machine
+        .as_ref()
+        .and_then(|machine| machine.type_.as_deref())
+    else {
+        return;
+    };
+    if !type_.is_empty() && !type_.starts_with("q35") && !type_.starts_with("pc-q35") {
+        let field = format!("{f}.domain.machine.type");
+        let message = format!("{field} is not supported: {type_} (allowed values: [q35* pc-q35*])");
+        report.invalid(field, message);
+    }
+}
+
+fn dns(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
+    const POLICIES: [&str; 4] = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
+    if let Some(policy) = spec.dns_policy.as_deref().filter(|policy| !policy.is_empty())
+        && !POLICIES.contains(&policy)
+    {
+        let names = POLICIES.join(" ");
+        report.add("", "", format!("{f}.dnsPolicy in body should be one of [{names}]"));
+    }
+    let servers = spec
+        .dns_config
+        .as_ref()
+        .and_then(|config| config.nameservers.as_deref())
+        .unwrap_or_default();
+    for server in servers
+        .iter()
+        .filter(|server| server.parse::<std::net::IpAddr>().is_err())
+    {
+        report.invalid("nameservers", format!("must be valid IP address: {server}"));
+    }
+    if spec.dns_policy.as_deref() == Some("None") && servers.is_empty() {
+        report.add(
+            crate::decision::reasons::REQUIRED,
+            "nameservers",
+            "must provide at least one DNS nameserver when `dnsPolicy` is None",
+        );
+    }
+}

@@ -1,0 +1,89 @@
+//! Rules of a TenantCluster: one file a concern; this one puts them together.
+
+mod machines;
+mod naming;
+mod network;
+mod update;
+
+use kubernest_crds::{Issuer, TenantClusterSpec};
+
+use crate::{
+    Decision, Installation, Review,
+    decision::{Report, reasons, with_fields},
+    names,
+    parse::parse,
+};
+
+/// Decides upon a TenantCluster.
+pub fn decide(installation: &Installation, review: Review<'_>) -> Decision {
+    let mut report = Report::default();
+    let parsed = parse::<TenantClusterSpec>(review.object, "spec");
+    for path in parsed.unknown {
+        report.add(
+            reasons::NOT_SUPPORTED,
+            path,
+            "unknown field: a TenantCluster has no field of this name",
+        );
+    }
+    let spec = match parsed.value {
+        Ok(spec) => spec,
+        Err((path, message)) => {
+            report.invalid(path, message);
+            return report.decide(with_fields);
+        }
+    };
+    let old = review
+        .old
+        .and_then(|old| parse::<TenantClusterSpec>(old, "spec").value.ok());
+
+    match &old {
+        Some(old) => update::check(&mut report, &spec, old),
+        None => naming::check_cluster(&mut report, installation, review.object, &spec),
+    }
+    version(&mut report, installation, &spec, old.as_ref());
+    naming::check_slots(&mut report, review.object, &spec);
+    machines::check(&mut report, &spec);
+    network::check(&mut report, installation, &spec);
+    if spec.pki.issuer == Issuer::Vault {
+        report.not_supported("spec.pki.issuer", "Vault is not supported yet, use Embedded");
+    }
+    if !spec.access.hostname.is_empty() {
+        hostname(&mut report, &spec.access.hostname);
+    }
+    report.decide(with_fields)
+}
+
+/// The version must have a node image; an object keeps the version it has even when its image is gone since.
+fn version(
+    report: &mut Report,
+    installation: &Installation,
+    spec: &TenantClusterSpec,
+    old: Option<&TenantClusterSpec>,
+) {
+    let kept = old.is_some_and(|old| old.version == spec.version);
+    if kept || installation.versions.contains(&spec.version) {
+        return;
+    }
+    let known = match installation.versions.as_slice() {
+        [] => "this installation has no node images; set them at the operator".to_owned(),
+        known => format!("known versions are {}", known.join(", ")),
+    };
+    report.not_supported("spec.version", format!("unknown version {:?}: {known}", spec.version));
+}
+
+fn hostname(report: &mut Report, hostname: &str) {
+    const FIELD: &str = "spec.access.hostname";
+    if hostname.parse::<std::net::IpAddr>().is_ok() {
+        report.invalid(
+            FIELD,
+            format!("{hostname:?} is an address; a host name is needed, clients are told apart by it"),
+        );
+    } else if let Some(why) = names::dns_name(hostname) {
+        report.invalid(FIELD, format!("{hostname:?} is not a host name: {why}"));
+    } else if !hostname.contains('.') {
+        report.invalid(
+            FIELD,
+            format!("{hostname:?} is not a full host name: it needs a domain, such as {hostname}.example.com"),
+        );
+    }
+}

@@ -1,0 +1,94 @@
+//! HTTP routes of the webhooks. One handler: what is refused and why is decided by `kubernest-admission`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use kubernest_admission::{Decision, Installation, Review};
+use kubernest_runtime::{Metrics, server::Readiness};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+};
+
+use crate::review::{AdmissionReview, answer};
+
+/// Largest review: etcd takes objects of 1.5 MiB, a review holds the object twice.
+const BODY_BYTES: usize = 8 << 20;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    kind: String,
+    operation: String,
+    allowed: &'static str,
+}
+
+struct Webhooks {
+    installation: Installation,
+    namespace: String,
+    reviews: Family<Outcome, Counter>,
+}
+
+/// The routes of the HTTPS port.
+pub fn router(installation: Installation, namespace: String, metrics: &Metrics, readiness: Readiness) -> Router {
+    let reviews = Family::default();
+    metrics.register("admission_reviews", "Admission reviews answered", reviews.clone());
+    let state = Arc::new(Webhooks {
+        installation,
+        namespace,
+        reviews,
+    });
+    Router::new()
+        .route("/validate/tenantclusters", post(validate))
+        .route("/validate/virtualmachines", post(validate))
+        .route("/validate/virtualmachineinstances", post(validate))
+        .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .with_state(state)
+        .merge(kubernest_runtime::server::health_routes(readiness))
+}
+
+async fn validate(State(webhooks): State<Arc<Webhooks>>, Json(review): Json<AdmissionReview>) -> Response {
+    let request = review.request;
+    let decision = match &request.object {
+        // A deletion has no object, and nothing about it is refused here.
+        None => Some(Decision::default()),
+        Some(object) => {
+            let own_request = request.is_own(&webhooks.namespace);
+            let review = Review {
+                object,
+                old: request.old_object.as_ref(),
+                own_request,
+            };
+            kubernest_admission::admit(&webhooks.installation, &request.kind.kind, review)
+        }
+    };
+    let Some(decision) = decision else {
+        return (
+            StatusCode::BAD_REQUEST,
+            format!("no rules for kind {}", request.kind.kind),
+        )
+            .into_response();
+    };
+    let outcome = Outcome {
+        kind: request.kind.kind.clone(),
+        operation: request.operation.clone(),
+        allowed: if decision.allowed() { "true" } else { "false" },
+    };
+    webhooks.reviews.get_or_create(&outcome).inc();
+    if !decision.allowed() {
+        tracing::info!(
+            kind = request.kind.kind,
+            namespace = request.namespace,
+            name = request.name,
+            user = request.user_info.username,
+            message = decision.message,
+            "refused"
+        );
+    }
+    Json(answer(&request, &decision)).into_response()
+}

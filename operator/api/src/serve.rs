@@ -1,0 +1,69 @@
+//! Serves the webhooks until the process is asked to stop: HTTPS for the API server, HTTP for metrics and health.
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use axum_server::{Handle, tls_rustls::RustlsConfig};
+use kubernest_runtime::{CancellationToken, Metrics, process::shutdown_token, server};
+
+use crate::{
+    args::Args,
+    certificate::{Serving, service_names},
+    routes,
+    trust::{self, Trust},
+};
+
+/// How long requests in progress may take after the process was asked to stop.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Runs until SIGTERM.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let shutdown = shutdown_token().context("cannot listen for signals")?;
+    // Two crypto providers are linked in; the choice must be made before any client or server.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = kube::Client::try_default().await.context("cannot find the cluster")?;
+    let metrics = Metrics::new();
+    let readiness = server::Readiness::default();
+    readiness.set(trust::READY, false);
+
+    let serving = Serving::default();
+    let mut names = service_names(&args.service, &args.namespace);
+    names.extend(args.sans.iter().cloned());
+    let keeping = tokio::spawn(trust::keep(
+        Trust {
+            client,
+            namespace: args.namespace.clone(),
+            names,
+            webhook_configuration: args.webhook_configuration.clone(),
+            serving: serving.clone(),
+            readiness: readiness.clone(),
+        },
+        shutdown.clone(),
+    ));
+
+    let router = routes::router(args.installation(), args.namespace.clone(), &metrics, readiness.clone());
+    let tls = RustlsConfig::from_config(Arc::new(serving.tls_config().context("cannot set up TLS")?));
+    let handle = Handle::new();
+    tokio::spawn(stop(handle.clone(), shutdown.clone()));
+    tracing::info!(addr = %args.addr, versions = ?args.node_images.0, "serves webhooks");
+    let webhooks = axum_server::bind_rustls(args.addr, tls)
+        .handle(handle)
+        .serve(router.into_make_service());
+    let plain = server::serve(args.metrics_addr, metrics, readiness, shutdown.clone());
+    let outcome = tokio::select! {
+        outcome = webhooks => outcome.context("serving webhooks ended"),
+        outcome = plain => match outcome {
+            // Health stays up as long as the process; it ends first only when it fails or all is stopped.
+            Ok(()) => Ok(()),
+            Err(error) => Err(error.into()),
+        },
+    };
+    shutdown.cancel();
+    keeping.await.context("the task that keeps the certificate died")?;
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+async fn stop(handle: Handle<std::net::SocketAddr>, shutdown: CancellationToken) {
+    shutdown.cancelled().await;
+    handle.graceful_shutdown(Some(GRACE));
+}
