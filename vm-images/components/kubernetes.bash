@@ -1,8 +1,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 # What every Kubernetes release has in common; a release's own `recipe` says
 # only when it was released. Tags and stamps are those of upstream's
-# hack/lib/golang.sh and hack/lib/version.sh: without `grpcnotrace` the linker
-# cannot drop dead methods and the binaries grow by a third.
+# hack/lib/golang.sh and hack/lib/version.sh.
 #
 # Another release: copy a folder, change the version in `require` and in each
 # staging `replace` (v1.N.P -> v0.N.P), run `go mod tidy`.
