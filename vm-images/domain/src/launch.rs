@@ -83,3 +83,41 @@ pub enum TapKind {
     /// A port of a bridge; addresses are the guest's own affair.
     Bridge,
 }
+
+/// Why a text is no launch document.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseLaunchError {
+    /// Not JSON of this shape.
+    #[error("{LAUNCH_ENV} is not a launch document")]
+    Shape(#[from] serde_path_to_error::Error<serde_json::Error>),
+    /// A field that this launcher does not know.
+    #[error("{0}: not supported")]
+    Unsupported(String),
+}
+
+impl Launch {
+    /// Reads the JSON of [`LAUNCH_ENV`]; a field that is not known is refused by its path, not ignored.
+    pub fn parse(json: &str) -> Result<Self, ParseLaunchError> {
+        let mut unknown: Option<String> = None;
+        let mut note = |path: serde_ignored::Path<'_>| {
+            let path = path.to_string();
+            // kube's objects carry their type without a field for it.
+            if !matches!(path.as_str(), "vmi.apiVersion" | "vmi.kind") {
+                unknown.get_or_insert(path);
+            }
+        };
+        let mut track = serde_path_to_error::Track::new();
+        let mut deserializer = serde_json::Deserializer::from_str(json);
+        let tracked = serde_path_to_error::Deserializer::new(&mut deserializer, &mut track);
+        match serde_ignored::deserialize(tracked, &mut note) {
+            Err(source) => Err(ParseLaunchError::Shape(serde_path_to_error::Error::new(
+                track.path(),
+                source,
+            ))),
+            Ok(launch) => match unknown {
+                Some(path) => Err(ParseLaunchError::Unsupported(path)),
+                None => Ok(launch),
+            },
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Volumes, disks and filesystems of a VMI → block devices and shares.
+
+use std::path::{Component, Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use kubernest_crds::kubevirt::v1::{CloudInitSource, Disk as DiskSpec, Volume};
+
+use super::{PlanError, bytes, invalid, label, missing, plain, unsupported};
+use crate::machine::{Backend, Bus, CloudInit, Device, Disk, Share, Source, Text};
+use crate::{Launch, VolumeMode, fat, paths, xml};
+
+/// Longest virtiofs tag (virtio 1.2, 5.11.4).
+const MAX_TAG: usize = 36;
+/// Longest serial number of virtio-blk (virtio 1.2, 5.2.6.1: `VIRTIO_BLK_ID_BYTES`).
+const MAX_SERIAL: usize = 20;
+/// Part of a claim that a disk file may fill: file systems keep some for themselves (KubeVirt's 5.5 % overhead).
+const CLAIM_SHARE_PER_MILLE: u64 = 945;
+
+pub(super) fn disks(launch: &Launch, hostname: &str) -> Result<Vec<Disk>, PlanError> {
+    let spec = &launch.vmi.spec;
+    let volumes = spec.volumes.as_deref().unwrap_or_default();
+    let disks = spec.domain.devices.disks.as_deref().unwrap_or_default();
+    let filesystems = spec.domain.devices.filesystems.as_deref().unwrap_or_default();
+    for (i, volume) in volumes.iter().enumerate() {
+        if volumes[..i].iter().any(|other| other.name == volume.name) {
+            return Err(invalid(format!("spec.volumes[{i}].name"), "is used twice"));
+        }
+        if !disks.iter().any(|disk| disk.name == volume.name) && !filesystems.iter().any(|fs| fs.name == volume.name) {
+            return Err(missing(format!("spec.volumes[{i}].name"), &volume.name));
+        }
+    }
+    disks
+        .iter()
+        .enumerate()
+        .map(|(i, disk)| {
+            let field = format!("spec.domain.devices.disks[{i}]");
+            if disks[..i].iter().any(|other| other.name == disk.name) {
+                return Err(invalid(format!("{field}.name"), "is used twice"));
+            }
+            let (at, volume) = volumes
+                .iter()
+                .enumerate()
+                .find(|(_, volume)| volume.name == disk.name)
+                .ok_or_else(|| missing(format!("{field}.name"), &disk.name))?;
+            disk_of(launch, hostname, &field, disk, &format!("spec.volumes[{at}]"), volume)
+        })
+        .collect()
+}
+
+fn disk_of(
+    launch: &Launch,
+    hostname: &str,
+    field: &str,
+    disk: &DiskSpec,
+    volume_field: &str,
+    volume: &Volume,
+) -> Result<Disk, PlanError> {
+    let name = label(&format!("{field}.name"), &disk.name)?;
+    let (device, bus, read_only) = match (&disk.disk, &disk.cdrom) {
+        (Some(_), Some(_)) => return Err(invalid(field, "can only have a single target type defined")),
+        (disk, None) => {
+            let bus = disk.as_ref().and_then(|disk| disk.bus.as_deref()).unwrap_or("virtio");
+            let read_only = disk.as_ref().and_then(|disk| disk.read_only).unwrap_or(false);
+            (Device::Disk, bus_of(&format!("{field}.disk.bus"), bus)?, read_only)
+        }
+        (None, Some(cdrom)) => {
+            let bus = bus_of(&format!("{field}.cdrom.bus"), cdrom.bus.as_deref().unwrap_or("sata"))?;
+            if bus == Bus::Virtio {
+                return Err(unsupported(format!("{field}.cdrom.bus")));
+            }
+            if cdrom.read_only == Some(false) {
+                return Err(unsupported(format!("{field}.cdrom.readonly")));
+            }
+            (Device::Cdrom, bus, true)
+        }
+    };
+    if disk.boot_order == Some(0) {
+        return Err(invalid(format!("{field}.bootOrder"), "must be greater than 0"));
+    }
+    let serial = disk
+        .serial
+        .as_deref()
+        .map(|serial| serial_of(&format!("{field}.serial"), serial))
+        .transpose()?;
+    let (source, backend, source_read_only) = source_of(launch, hostname, volume_field, volume)?;
+    Ok(Disk {
+        source,
+        backend,
+        device,
+        bus,
+        serial,
+        boot_order: disk.boot_order,
+        cache: one_of(
+            &format!("{field}.cache"),
+            disk.cache.as_deref(),
+            &["none", "writethrough", "writeback"],
+        )?,
+        io: one_of(&format!("{field}.io"), disk.io.as_deref(), &["native", "threads"])?,
+        read_only: read_only || source_read_only,
+        name,
+    })
+}
+
+/// Where the content comes from, what libvirt opens, and whether the source itself forbids writing.
+fn source_of(
+    launch: &Launch,
+    hostname: &str,
+    field: &str,
+    volume: &Volume,
+) -> Result<(Source, Backend, bool), PlanError> {
+    let name = label(&format!("{field}.name"), &volume.name)?;
+    let made = |extension: &str| PathBuf::from(format!("{}/{name}.{extension}", paths::DISKS));
+    let mut found = Vec::new();
+    if let Some(container) = &volume.container_disk {
+        let file = container
+            .path
+            .as_deref()
+            .map(|p| image_path(&format!("{field}.containerDisk.path"), p))
+            .transpose()?;
+        let image = Path::new(paths::CONTAINER_DISKS).join(&name);
+        found.push((Source::Overlay { image, file }, Backend::Qcow2(made("qcow2")), false));
+    }
+    if let Some(claim) = &volume.persistent_volume_claim {
+        let claimed = launch
+            .volumes
+            .get(&volume.name)
+            .ok_or_else(|| missing("volumes", &volume.name))?;
+        let read_only = claim.read_only.unwrap_or(false);
+        found.push(match claimed.mode {
+            VolumeMode::Block => (
+                Source::Device,
+                Backend::Block(Path::new(paths::BLOCK_DEVICES).join(&name)),
+                read_only,
+            ),
+            VolumeMode::Filesystem => {
+                let size = claimed.capacity / 1000 * CLAIM_SHARE_PER_MILLE / (1 << 20) * (1 << 20);
+                if size == 0 {
+                    return Err(invalid(format!("volumes.{name}.capacity"), "must be at least 2Mi"));
+                }
+                let path = Path::new(paths::CLAIMS).join(&name).join(paths::CLAIM_DISK);
+                (Source::Keep { size }, Backend::Raw(path), read_only)
+            }
+        });
+    }
+    if let Some(empty) = &volume.empty_disk {
+        let size = bytes(&format!("{field}.emptyDisk.capacity"), &empty.capacity)?.next_multiple_of(512);
+        if size == 0 {
+            return Err(invalid(format!("{field}.emptyDisk.capacity"), "must be greater than 0"));
+        }
+        found.push((Source::Empty { size }, Backend::Raw(made("img")), false));
+    }
+    if let Some(cloud_init) = &volume.cloud_init_no_cloud {
+        let data = cloud_init_of(
+            launch,
+            hostname,
+            &format!("{field}.cloudInitNoCloud"),
+            &name,
+            cloud_init,
+        )?;
+        found.push((Source::CloudInit(data), Backend::Raw(made("img")), false));
+    }
+    let files = match (&volume.secret, &volume.config_map) {
+        (Some(secret), None) => Some(("secret", &secret.volume_label)),
+        (None, Some(config_map)) => Some(("configMap", &config_map.volume_label)),
+        (None, None) => None,
+        (Some(_), Some(_)) => return Err(invalid(field, "must have exactly one source type set")),
+    };
+    if let Some((kind, volume_label)) = files {
+        let volume_label = volume_label.as_deref().unwrap_or("cfgdata");
+        if fat::label(volume_label).is_none() {
+            return Err(invalid(
+                format!("{field}.{kind}.volumeLabel"),
+                "must be 1 to 11 ASCII characters",
+            ));
+        }
+        let directory = Path::new(paths::VOLUMES).join(&name);
+        found.push((
+            Source::Files {
+                directory,
+                label: volume_label.to_owned(),
+            },
+            Backend::Raw(made("img")),
+            true,
+        ));
+    }
+    match (found.pop(), found.is_empty()) {
+        (Some(source), true) => Ok(source),
+        _ => Err(invalid(field, "must have exactly one source type set")),
+    }
+}
+
+fn cloud_init_of(
+    launch: &Launch,
+    hostname: &str,
+    field: &str,
+    volume: &str,
+    source: &CloudInitSource,
+) -> Result<CloudInit, PlanError> {
+    let mounted = |which: &str, keys: [&str; 2]| {
+        let directory = Path::new(paths::CLOUD_INIT).join(volume).join(which);
+        Text::Mounted(keys.map(|key| directory.join(key)).to_vec())
+    };
+    let user = text(
+        &format!("{field}.userData"),
+        source.user_data.as_deref(),
+        source.user_data_base64.as_deref(),
+        source
+            .secret_ref
+            .is_some()
+            .then(|| mounted("user", ["userdata", "userData"])),
+    )?;
+    let network_data = text(
+        &format!("{field}.networkData"),
+        source.network_data.as_deref(),
+        source.network_data_base64.as_deref(),
+        source
+            .network_data_secret_ref
+            .is_some()
+            .then(|| mounted("network", ["networkdata", "networkData"])),
+    )?;
+    let metadata = &launch.vmi.metadata;
+    let (name, namespace) = (
+        metadata.name.as_deref().unwrap_or_default(),
+        metadata.namespace.as_deref().unwrap_or_default(),
+    );
+    Ok(CloudInit {
+        // The instance is the machine, not its run: a restart on the same disk is no first boot.
+        meta_data: serde_json::json!({ "instance-id": format!("{name}.{namespace}"), "local-hostname": hostname })
+            .to_string(),
+        user_data: user.unwrap_or_else(|| Text::Inline(Vec::new())),
+        network_data,
+    })
+}
+
+/// At most one of the three forms of a text.
+fn text(
+    field: &str,
+    inline: Option<&str>,
+    base64: Option<&str>,
+    mounted: Option<Text>,
+) -> Result<Option<Text>, PlanError> {
+    let mut forms = Vec::new();
+    if let Some(inline) = inline {
+        forms.push(Text::Inline(inline.as_bytes().to_vec()));
+    }
+    if let Some(base64) = base64 {
+        let field = format!("{field}Base64");
+        forms.push(Text::Inline(
+            STANDARD.decode(base64).map_err(|_| invalid(field, "must be base64"))?,
+        ));
+    }
+    forms.extend(mounted);
+    let last = forms.pop();
+    if forms.is_empty() {
+        Ok(last)
+    } else {
+        Err(invalid(field, "must have only one source"))
+    }
+}
+
+pub(super) fn shares(launch: &Launch) -> Result<Vec<Share>, PlanError> {
+    let spec = &launch.vmi.spec;
+    let volumes = spec.volumes.as_deref().unwrap_or_default();
+    let filesystems = spec.domain.devices.filesystems.as_deref().unwrap_or_default();
+    filesystems
+        .iter()
+        .enumerate()
+        .map(|(i, filesystem)| {
+            let field = format!("spec.domain.devices.filesystems[{i}]");
+            let tag = label(&format!("{field}.name"), &filesystem.name)?;
+            if filesystems[..i].iter().any(|other| other.name == filesystem.name) {
+                return Err(invalid(format!("{field}.name"), "is used twice"));
+            }
+            if filesystem.virtiofs.is_none() {
+                return Err(invalid(format!("{field}.virtiofs"), "must be set"));
+            }
+            if tag.len() > MAX_TAG {
+                return Err(invalid(
+                    format!("{field}.name"),
+                    "must be at most 36 characters: it is the virtiofs tag",
+                ));
+            }
+            let volume = volumes
+                .iter()
+                .find(|volume| volume.name == filesystem.name)
+                .ok_or_else(|| missing(format!("{field}.name"), &filesystem.name))?;
+            if volume.secret.is_none() && volume.config_map.is_none() {
+                return Err(unsupported(format!(
+                    "{field}.virtiofs of a volume that is neither secret nor configMap"
+                )));
+            }
+            let directory = Path::new(paths::VOLUMES).join(&tag);
+            Ok(Share {
+                socket: xml::share_socket(&tag),
+                directory,
+                tag,
+            })
+        })
+        .collect()
+}
+
+fn bus_of(field: &str, bus: &str) -> Result<Bus, PlanError> {
+    match bus {
+        "" | "virtio" => Ok(Bus::Virtio),
+        "sata" => Ok(Bus::Sata),
+        "scsi" => Ok(Bus::Scsi),
+        _ => Err(unsupported(field)),
+    }
+}
+
+fn serial_of(field: &str, serial: &str) -> Result<String, PlanError> {
+    let safe = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b' ' | b'+');
+    if serial.len() > MAX_SERIAL || !serial.bytes().all(safe) {
+        return Err(invalid(
+            field,
+            "must be at most 20 letters, digits, '-', '_', '.', '+' and blanks",
+        ));
+    }
+    plain(field, serial)
+}
+
+fn one_of(field: &str, value: Option<&str>, known: &[&str]) -> Result<Option<String>, PlanError> {
+    match value {
+        None | Some("") => Ok(None),
+        Some(value) if known.contains(&value) => Ok(Some(value.to_owned())),
+        Some(_) => Err(unsupported(field)),
+    }
+}
+
+/// An absolute path inside an image, made relative; nothing that climbs.
+pub(super) fn image_path(field: &str, path: &str) -> Result<PathBuf, PlanError> {
+    let path = plain(field, path)?;
+    let Ok(relative) = Path::new(&path).strip_prefix("/") else {
+        return Err(invalid(field, "must be an absolute path"));
+    };
+    if relative.as_os_str().is_empty() || !relative.components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(invalid(field, "must name a file inside the image"));
+    }
+    Ok(relative.to_owned())
+}

@@ -1,0 +1,106 @@
+//! Interfaces of a VMI and the taps made for them → network cards.
+
+use kubernest_crds::kubevirt::v1::Interface;
+
+use super::{PlanError, invalid, missing, unsupported};
+use crate::machine::Nic;
+use crate::{Launch, TapInterface, TapKind};
+
+/// Device models that KubeVirt's API knows; all are qemu's.
+const MODELS: [&str; 6] = ["virtio", "e1000", "e1000e", "ne2k_pci", "pcnet", "rtl8139"];
+/// Longest name of a network device (Linux `IFNAMSIZ` - 1).
+const MAX_DEVICE_NAME: usize = 15;
+
+pub(super) fn nics(launch: &Launch) -> Result<Vec<Nic>, PlanError> {
+    let interfaces = launch.vmi.spec.domain.devices.interfaces.as_deref().unwrap_or_default();
+    if let Some(tap) = launch
+        .interfaces
+        .iter()
+        .find(|tap| !interfaces.iter().any(|i| i.name == tap.name))
+    {
+        return Err(missing("interfaces", &tap.name));
+    }
+    let masqueraded = launch
+        .interfaces
+        .iter()
+        .filter(|tap| tap.kind == TapKind::Masquerade)
+        .count();
+    if masqueraded > 1 {
+        return Err(invalid(
+            "interfaces",
+            "only one masquerade interface can be served with DHCP",
+        ));
+    }
+    interfaces
+        .iter()
+        .enumerate()
+        .map(|(i, interface)| {
+            let field = format!("spec.domain.devices.interfaces[{i}]");
+            let tap = launch
+                .interfaces
+                .iter()
+                .find(|tap| tap.name == interface.name)
+                .ok_or_else(|| missing(format!("{field}.name"), &interface.name))?;
+            nic(&field, interface, tap)
+        })
+        .collect()
+}
+
+fn nic(field: &str, interface: &Interface, tap: &TapInterface) -> Result<Nic, PlanError> {
+    let kind = match (&interface.masquerade, &interface.bridge) {
+        (Some(_), None) => TapKind::Masquerade,
+        (None, Some(_)) => TapKind::Bridge,
+        _ => return Err(invalid(field, "must have exactly one binding")),
+    };
+    if kind != tap.kind {
+        return Err(invalid(
+            format!("interfaces.{}.kind", tap.name),
+            "is not the VMI's binding",
+        ));
+    }
+    let model = interface
+        .model
+        .as_deref()
+        .filter(|model| !model.is_empty())
+        .unwrap_or("virtio");
+    if !MODELS.contains(&model) {
+        return Err(unsupported(format!("{field}.model")));
+    }
+    if interface.boot_order == Some(0) {
+        return Err(invalid(format!("{field}.bootOrder"), "must be greater than 0"));
+    }
+    let device = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    if tap.tap.is_empty() || tap.tap.len() > MAX_DEVICE_NAME || !tap.tap.bytes().all(device) {
+        return Err(invalid(
+            format!("interfaces.{}.tap", tap.name),
+            "is no name of a network device",
+        ));
+    }
+    if !(68..=65521).contains(&tap.mtu) {
+        return Err(invalid(
+            format!("interfaces.{}.mtu", tap.name),
+            "must be between 68 and 65521 bytes",
+        ));
+    }
+    let mac =
+        mac(&tap.mac).ok_or_else(|| invalid(format!("interfaces.{}.mac", tap.name), "is no unicast MAC address"))?;
+    Ok(Nic {
+        name: super::label(&format!("{field}.name"), &interface.name)?,
+        tap: tap.tap.clone(),
+        kind,
+        mac,
+        mtu: tap.mtu,
+        model: model.to_owned(),
+        boot_order: interface.boot_order,
+    })
+}
+
+fn mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2)?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    (parts.next().is_none() && mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
+}

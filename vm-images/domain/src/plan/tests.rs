@@ -1,0 +1,219 @@
+//! The plan as a table: what becomes what, what is refused by which name.
+
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use crate::{Launch, ParseLaunchError, fat, plan, xml};
+
+/// A launch document with the given spec merged over a minimal one.
+fn launch(accelerator: &str, patch: Value) -> Launch {
+    let mut document = json!({
+        "vmi": {
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+            "metadata": { "name": "vm-a", "namespace": "org-a", "uid": "3f0d5d1e-0000-4000-8000-000000000001" },
+            "spec": { "domain": { "memory": { "guest": "512Mi" }, "devices": {} } },
+        },
+        "accelerator": accelerator,
+        "overheadBytes": 256u64 << 20,
+    });
+    merge(&mut document, patch);
+    Launch::parse(&document.to_string()).unwrap()
+}
+
+fn merge(base: &mut Value, patch: Value) {
+    match (base, patch) {
+        (Value::Object(base), Value::Object(patch)) => {
+            for (key, value) in patch {
+                merge(base.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (base, patch) => *base = patch,
+    }
+}
+
+/// A tenant node as the tenant half writes it.
+fn node() -> Value {
+    json!({
+        "vmi": { "spec": {
+            "hostname": "customera-cp-0",
+            "terminationGracePeriodSeconds": 60,
+            "domain": {
+                "cpu": { "cores": 2, "model": "host-model" },
+                "memory": { "guest": "2Gi" },
+                "firmware": {
+                    "uuid": "53D3C7F2-c0cd-4967-9d2e-201cd208f107", "serial": "sn-1",
+                    "kernelBoot": {
+                        "kernelArgs": "console=ttyS0 root=LABEL=kubernest-root \"quoted\" <&>",
+                        "container": { "image": "i", "kernelPath": "/boot/vmlinuz", "initrdPath": "/boot/initrd.img" },
+                    },
+                },
+                "devices": {
+                    "autoattachGraphicsDevice": false,
+                    "rng": {},
+                    "disks": [
+                        { "name": "root", "disk": { "bus": "virtio" }, "bootOrder": 1 },
+                        { "name": "data", "disk": { "bus": "virtio" }, "serial": "data", "cache": "writeback" },
+                    ],
+                    "filesystems": [{ "name": "bootstrap", "virtiofs": {} }],
+                    "interfaces": [
+                        { "name": "default", "masquerade": {} },
+                        { "name": "tenant", "bridge": {}, "macAddress": "02:00:10:01:00:0a" },
+                    ],
+                },
+            },
+            "volumes": [
+                { "name": "root", "containerDisk": { "image": "i", "path": "/disk/node.qcow2" } },
+                { "name": "data", "persistentVolumeClaim": { "claimName": "c" } },
+                { "name": "bootstrap", "secret": { "secretName": "s" } },
+            ],
+            "networks": [{ "name": "default", "pod": {} }, { "name": "tenant", "multus": { "networkName": "n" } }],
+        } },
+        "volumes": { "data": { "mode": "Filesystem", "capacity": 8u64 << 30 } },
+        "interfaces": [
+            { "name": "default", "kind": "masquerade", "tap": "tap0", "mac": "02:00:00:00:00:01", "mtu": 1450 },
+            { "name": "tenant", "kind": "bridge", "tap": "tap1", "mac": "02:00:10:01:00:0a", "mtu": 1400 },
+        ],
+    })
+}
+
+/// Every device and bus that is supported.
+fn everything() -> Value {
+    json!({
+        "vmi": { "spec": {
+            "domain": {
+                "cpu": { "sockets": 2, "cores": 2, "threads": 2, "model": "Haswell" },
+                "machine": { "type": "pc-q35-7.2" },
+                "clock": { "utc": { "offsetSeconds": 3600 } },
+                "features": { "acpi": { "enabled": false } },
+                "devices": {
+                    "watchdog": { "name": "dog", "i6300esb": { "action": "poweroff" } },
+                    "disks": [
+                        { "name": "boot", "disk": { "bus": "sata" }, "bootOrder": 1 },
+                        { "name": "cd", "cdrom": { "bus": "sata" } },
+                        { "name": "scratch", "disk": { "bus": "scsi" }, "io": "threads" },
+                        { "name": "block", "disk": { "bus": "virtio", "readonly": true }, "io": "native", "cache": "none" },
+                        { "name": "seed", "disk": { "bus": "virtio" } },
+                        { "name": "keys", "disk": {} },
+                    ],
+                    "interfaces": [{ "name": "default", "masquerade": {}, "model": "e1000", "bootOrder": 2 }],
+                },
+            },
+            "volumes": [
+                { "name": "boot", "containerDisk": { "image": "i" } },
+                { "name": "cd", "containerDisk": { "image": "j", "path": "/x.iso" } },
+                { "name": "scratch", "emptyDisk": { "capacity": "1G" } },
+                { "name": "block", "persistentVolumeClaim": { "claimName": "c" } },
+                { "name": "seed", "cloudInitNoCloud": { "userDataBase64": "I2Nsb3VkLWNvbmZpZwo=", "networkDataSecretRef": { "name": "n" } } },
+                { "name": "keys", "secret": { "secretName": "s", "volumeLabel": "keys" } },
+            ],
+        } },
+        "volumes": { "block": { "mode": "Block", "capacity": 1u64 << 30 } },
+        "interfaces": [
+            { "name": "default", "kind": "masquerade", "tap": "tap0", "mac": "02:00:00:00:00:01", "mtu": 1500 },
+        ],
+    })
+}
+
+#[rstest]
+#[case::minimal_tcg("minimal_tcg", "tcg", json!({}))]
+#[case::node_tcg("node_tcg", "tcg", node())]
+#[case::node_kvm("node_kvm", "kvm", node())]
+#[case::everything_kvm("everything_kvm", "kvm", everything())]
+fn plan_domain_xml(#[case] name: &str, #[case] accelerator: &str, #[case] patch: Value) {
+    let machine = plan::machine(&launch(accelerator, patch)).unwrap();
+    insta::assert_snapshot!(name, xml::domain(&machine));
+}
+
+#[test]
+fn plan_sources_of_disks() {
+    let machine = plan::machine(&launch("tcg", everything())).unwrap();
+    let sources: Vec<_> = machine.disks.iter().map(|disk| (&disk.name, &disk.source)).collect();
+    insta::assert_debug_snapshot!("sources", sources);
+}
+
+#[test]
+fn plan_claims_leave_room_for_the_file_system() {
+    let machine = plan::machine(&launch("tcg", node())).unwrap();
+    let crate::machine::Source::Keep { size } = machine.disks[1].source else {
+        panic!("{:?}", machine.disks[1])
+    };
+    let share = size as f64 / (8u64 << 30) as f64;
+    assert!(share < 0.9451 && share > 0.944 && size % (1 << 20) == 0, "{size}");
+}
+
+#[rstest]
+#[case(json!({ "spec": { "domain": { "memory": { "guest": "12" } } } }), "spec.domain.memory.guest: must be at least 1M")]
+#[case(json!({ "spec": { "domain": { "memory": null } } }), "spec.domain.memory.guest: must be set")]
+#[case(json!({ "spec": { "architecture": "arm64" } }), "spec.architecture: not supported")]
+#[case(json!({ "spec": { "domain": { "machine": { "type": "pc" } } } }), "spec.domain.machine.type: not supported")]
+#[case(json!({ "spec": { "hostname": "-a" } }),
+    "spec.hostname: must be at most 63 lower-case letters, digits, '-' and '.'")]
+#[case(json!({ "spec": { "domain": { "firmware": { "kernelBoot": { "container": { "image": "i", "kernelPath": "/../x" } } } } } }),
+    "spec.domain.firmware.kernelBoot.container.kernelPath: must name a file inside the image")]
+#[case(json!({ "spec": { "domain": { "firmware": { "kernelBoot": { "kernelArgs": "a\nb" } } } } }),
+    "spec.domain.firmware.kernelBoot.kernelArgs: must not hold control characters")]
+#[case(json!({ "spec": { "domain": { "devices": { "disks": [{ "name": "a" }] } } } }),
+    "spec.domain.devices.disks[0].name 'a' not found")]
+#[case(json!({ "spec": { "volumes": [{ "name": "a", "emptyDisk": { "capacity": "1Gi" } }] } }), "spec.volumes[0].name 'a' not found")]
+#[case(disk(json!({ "disk": { "bus": "ide" } }), json!({ "emptyDisk": { "capacity": "1Gi" } })),
+    "spec.domain.devices.disks[0].disk.bus: not supported")]
+#[case(disk(json!({ "cdrom": { "bus": "virtio" } }), json!({ "emptyDisk": { "capacity": "1Gi" } })),
+    "spec.domain.devices.disks[0].cdrom.bus: not supported")]
+#[case(disk(json!({ "disk": {}, "cdrom": {} }), json!({ "emptyDisk": { "capacity": "1Gi" } })),
+    "spec.domain.devices.disks[0]: can only have a single target type defined")]
+#[case(disk(json!({ "bootOrder": 0 }), json!({ "emptyDisk": { "capacity": "1Gi" } })),
+    "spec.domain.devices.disks[0].bootOrder: must be greater than 0")]
+#[case(disk(json!({}), json!({})), "spec.volumes[0]: must have exactly one source type set")]
+#[case(disk(json!({}), json!({ "emptyDisk": { "capacity": "1Gi" }, "secret": {} })),
+    "spec.volumes[0]: must have exactly one source type set")]
+#[case(disk(json!({}), json!({ "persistentVolumeClaim": { "claimName": "c" } })), "volumes 'd' not found")]
+#[case(disk(json!({}), json!({ "cloudInitNoCloud": { "userData": "a", "userDataBase64": "YQ==" } })),
+    "spec.volumes[0].cloudInitNoCloud.userData: must have only one source")]
+#[case(disk(json!({ "serial": "a,b=c" }), json!({ "emptyDisk": { "capacity": "1Gi" } })),
+    "spec.domain.devices.disks[0].serial: must be at most 20 letters, digits, '-', '_', '.', '+' and blanks")]
+#[case(json!({ "spec": { "domain": { "devices": { "interfaces": [{ "name": "x", "bridge": {} }] } } } }),
+    "spec.domain.devices.interfaces[0].name 'x' not found")]
+fn plan_refuses_by_field(#[case] vmi: Value, #[case] message: &str) {
+    let refused = plan::machine(&launch("tcg", json!({ "vmi": vmi }))).unwrap_err();
+    assert_eq!(refused.to_string(), message);
+}
+
+/// A spec with one disk `d` and its volume.
+fn disk(mut disk: Value, mut volume: Value) -> Value {
+    disk["name"] = "d".into();
+    volume["name"] = "d".into();
+    json!({ "spec": { "domain": { "devices": { "disks": [disk] } }, "volumes": [volume] } })
+}
+
+#[test]
+fn plan_refuses_fields_it_does_not_know() {
+    let mut document = serde_json::to_value(launch("kvm", json!({}))).unwrap();
+    merge(
+        &mut document,
+        json!({ "vmi": { "spec": { "domain": { "devices": { "gpus": [{ "name": "g" }] } } } } }),
+    );
+    let refused = Launch::parse(&document.to_string()).unwrap_err();
+    assert!(
+        matches!(&refused, ParseLaunchError::Unsupported(path) if path == "vmi.spec.domain.devices.gpus"),
+        "{refused:?}"
+    );
+    let refused = Launch::parse(r#"{"vmi": {"spec": 1}}"#).unwrap_err();
+    assert!(matches!(refused, ParseLaunchError::Shape(_)), "{refused:?}");
+}
+
+#[test]
+fn plan_cloud_init_image_holds_what_cloud_init_reads() {
+    let machine = plan::machine(&launch("tcg", everything())).unwrap();
+    let crate::machine::Source::CloudInit(data) = &machine.disks[4].source else {
+        panic!()
+    };
+    assert_eq!(
+        data.meta_data,
+        r#"{"instance-id":"vm-a.org-a","local-hostname":"vm-a"}"#
+    );
+    assert_eq!(
+        data.user_data,
+        crate::machine::Text::Inline(b"#cloud-config\n".to_vec())
+    );
+    assert!(fat::image(fat::CLOUD_INIT_LABEL, &[]).is_ok());
+}

@@ -1,0 +1,342 @@
+//! [`Machine`] → libvirt domain XML (<https://libvirt.org/formatdomain.html>).
+//!
+//! Everything a guest finds on its PCI bus sits on the root complex at an explicit slot: without hot-plug a root port a
+//! device is only boot time. No USB, no sound, no default devices.
+
+mod element;
+
+use self::element::{Element, el};
+use crate::Accelerator;
+use crate::machine::{Backend, Bus, Clock, Cpu, Device, Disk, Kernel, Machine, Nic, Share};
+use crate::paths;
+
+/// Socket on which the launcher awaits qemu's first serial port.
+pub const SERIAL_SOCKET: &str = "/run/kubernest/serial.sock";
+/// Socket on which qemu serves the screen.
+pub const VNC_SOCKET: &str = "/run/kubernest/vnc.sock";
+
+/// The domain as libvirt reads it.
+pub fn domain(machine: &Machine) -> String {
+    let kind = match machine.accelerator {
+        Accelerator::Kvm => "kvm",
+        Accelerator::Tcg => "qemu",
+    };
+    let mut domain = el("domain").attr("type", kind);
+    domain.push(el("name").text(&machine.name));
+    if let Some(uuid) = &machine.uuid {
+        domain.push(el("uuid").text(uuid));
+    }
+    domain.push(el("memory").attr("unit", "b").text(machine.memory));
+    if !machine.shares.is_empty() {
+        // vhost-user servers map the guest's memory: it must be a shared file.
+        domain.push(
+            el("memoryBacking")
+                .with(el("source").attr("type", "memfd"))
+                .with(el("access").attr("mode", "shared")),
+        );
+    }
+    domain.push(el("vcpu").attr("placement", "static").text(machine.topology.vcpus()));
+    if let Some(serial) = &machine.system_serial {
+        domain.push(
+            el("sysinfo")
+                .attr("type", "smbios")
+                .with(el("system").with(el("entry").attr("name", "serial").text(serial))),
+        );
+    }
+    domain.push(os(machine));
+    domain.push(features(machine));
+    domain.push(cpu(machine));
+    domain.push(clock(machine));
+    domain.push(el("on_poweroff").text("destroy"));
+    domain.push(el("on_reboot").text("restart"));
+    domain.push(el("on_crash").text("destroy"));
+    domain.push(devices(machine));
+    domain.push(el("seclabel").attr("type", "none"));
+    domain.render()
+}
+
+fn os(machine: &Machine) -> Element {
+    let mut os = el("os").with(
+        el("type")
+            .attr("arch", "x86_64")
+            .attr("machine", &machine.machine_type)
+            .text("hvm"),
+    );
+    if let Some(Kernel { kernel, initrd, args }) = &machine.kernel {
+        os.push(el("kernel").text(kernel.display()));
+        if let Some(initrd) = initrd {
+            os.push(el("initrd").text(initrd.display()));
+        }
+        if !args.is_empty() {
+            os.push(el("cmdline").text(args));
+        }
+    }
+    if machine.system_serial.is_some() {
+        os.push(el("smbios").attr("mode", "sysinfo"));
+    }
+    os
+}
+
+fn features(machine: &Machine) -> Element {
+    let mut features = el("features");
+    if machine.acpi {
+        features.push(el("acpi"));
+    }
+    features.push(el("apic"));
+    if machine.accelerator == Accelerator::Tcg {
+        let cache = el("tb-cache").attr("unit", "MiB").text(machine.translation_cache_mib);
+        features.push(el("tcg").with(cache));
+    }
+    features
+}
+
+fn cpu(machine: &Machine) -> Element {
+    let topology = el("topology")
+        .attr("sockets", machine.topology.sockets)
+        .attr("dies", 1)
+        .attr("cores", machine.topology.cores)
+        .attr("threads", machine.topology.threads);
+    match &machine.cpu {
+        Cpu::HostPassthrough => el("cpu")
+            .attr("mode", "host-passthrough")
+            .attr("check", "none")
+            .with(topology),
+        Cpu::HostModel => el("cpu")
+            .attr("mode", "host-model")
+            .attr("check", "partial")
+            .with(topology),
+        Cpu::Named(model) => {
+            // Under TCG libvirt would compare with the host's processor, which executes nothing of the guest.
+            let check = if machine.accelerator == Accelerator::Tcg {
+                "none"
+            } else {
+                "partial"
+            };
+            el("cpu")
+                .attr("mode", "custom")
+                .attr("match", "exact")
+                .attr("check", check)
+                .with(el("model").attr("fallback", "forbid").text(model))
+                .with(topology)
+        }
+    }
+}
+
+fn clock(machine: &Machine) -> Element {
+    let clock = match &machine.clock {
+        Clock::Utc(0) => el("clock").attr("offset", "utc"),
+        Clock::Utc(seconds) => el("clock")
+            .attr("offset", "variable")
+            .attr("adjustment", seconds)
+            .attr("basis", "utc"),
+        Clock::Zone(zone) => el("clock").attr("offset", "timezone").attr("timezone", zone),
+    };
+    let timer = |name: &str| el("timer").attr("name", name);
+    match machine.accelerator {
+        Accelerator::Kvm => clock
+            .with(timer("rtc").attr("tickpolicy", "catchup"))
+            .with(timer("pit").attr("tickpolicy", "delay"))
+            .with(timer("hpet").attr("present", "no")),
+        // Without KVM's clock the guest needs the HPET to calibrate its TSC.
+        Accelerator::Tcg => clock,
+    }
+}
+
+fn devices(machine: &Machine) -> Element {
+    let mut devices = el("devices");
+    let mut slots = Slots::default();
+    devices.push(el("controller").attr("type", "usb").attr("model", "none"));
+    if machine.disks.iter().any(|disk| disk.bus == Bus::Scsi) {
+        let controller = el("controller")
+            .attr("type", "scsi")
+            .attr("index", 0)
+            .attr("model", "virtio-non-transitional");
+        devices.push(controller.with(slots.next()));
+    }
+    let mut letters = Letters::default();
+    for disk in &machine.disks {
+        devices.push(block(disk, &mut letters, &mut slots));
+    }
+    for share in &machine.shares {
+        devices.push(filesystem(share).with(slots.next()));
+    }
+    for nic in &machine.nics {
+        devices.push(interface(nic).with(slots.next()));
+    }
+    if machine.serial_console {
+        devices.push(
+            el("serial")
+                .attr("type", "unix")
+                .with(el("source").attr("mode", "connect").attr("path", SERIAL_SOCKET))
+                .with(el("target").attr("type", "isa-serial").attr("port", 0)),
+        );
+    }
+    devices.push(el("input").attr("type", "mouse").attr("bus", "ps2"));
+    if machine.graphics {
+        devices.push(el("graphics").attr("type", "vnc").attr("socket", VNC_SOCKET));
+        let model = el("model").attr("type", "vga").attr("vram", 16384).attr("heads", 1);
+        devices.push(el("video").with(model).with(slots.next()));
+    } else {
+        devices.push(el("video").with(el("model").attr("type", "none")));
+    }
+    if let Some(action) = machine.watchdog {
+        devices.push(
+            el("watchdog")
+                .attr("model", "i6300esb")
+                .attr("action", action)
+                .with(slots.next()),
+        );
+    }
+    if machine.rng {
+        let backend = el("backend").attr("model", "random").text("/dev/urandom");
+        devices.push(
+            el("rng")
+                .attr("model", "virtio-non-transitional")
+                .with(backend)
+                .with(slots.next()),
+        );
+    }
+    if machine.balloon {
+        let balloon = el("memballoon")
+            .attr("model", "virtio-non-transitional")
+            .attr("freePageReporting", "on");
+        devices.push(balloon.with(slots.next()));
+    } else {
+        devices.push(el("memballoon").attr("model", "none"));
+    }
+    devices.push(el("panic").attr("model", "isa"));
+    devices
+}
+
+fn block(disk: &Disk, letters: &mut Letters, slots: &mut Slots) -> Element {
+    let (kind, source, format) = match &disk.backend {
+        Backend::Raw(path) => ("file", el("source").attr("file", path.display()), "raw"),
+        Backend::Qcow2(path) => ("file", el("source").attr("file", path.display()), "qcow2"),
+        Backend::Block(path) => ("block", el("source").attr("dev", path.display()), "raw"),
+    };
+    let device = match disk.device {
+        Device::Disk => "disk",
+        Device::Cdrom => "cdrom",
+    };
+    let (bus, target) = match disk.bus {
+        Bus::Virtio => ("virtio", letters.next("vd")),
+        Bus::Sata => ("sata", letters.next("sd")),
+        Bus::Scsi => ("scsi", letters.next("sd")),
+    };
+    let mut driver = el("driver").attr("name", "qemu").attr("type", format);
+    if let Some(cache) = &disk.cache {
+        driver = driver.attr("cache", cache);
+    }
+    if let Some(io) = &disk.io {
+        driver = driver.attr("io", io);
+    }
+    // A full disk pauses the guest instead of corrupting it; the launcher reports the pause.
+    driver = driver.attr("error_policy", "stop");
+    if disk.device == Device::Disk && !disk.read_only {
+        driver = driver.attr("discard", "unmap");
+    }
+    let mut element = el("disk").attr("type", kind).attr("device", device);
+    if disk.bus == Bus::Virtio {
+        element = element.attr("model", "virtio-non-transitional");
+    }
+    element.push(driver);
+    element.push(source);
+    element.push(el("target").attr("dev", target).attr("bus", bus));
+    if disk.read_only {
+        element.push(el("readonly"));
+    }
+    if let Some(serial) = &disk.serial {
+        element.push(el("serial").text(serial));
+    }
+    if let Some(order) = disk.boot_order {
+        element.push(el("boot").attr("order", order));
+    }
+    element.push(el("alias").attr("name", format!("ua-{}", disk.name)));
+    if disk.bus == Bus::Virtio {
+        element.push(slots.next());
+    }
+    element
+}
+
+fn filesystem(share: &Share) -> Element {
+    el("filesystem")
+        .attr("type", "mount")
+        .with(el("driver").attr("type", "virtiofs").attr("queue", 1024))
+        .with(el("source").attr("socket", share.socket.display()))
+        .with(el("target").attr("dir", &share.tag))
+}
+
+fn interface(nic: &Nic) -> Element {
+    let model = if nic.model == "virtio" {
+        "virtio-non-transitional"
+    } else {
+        &nic.model
+    };
+    let mut interface = el("interface")
+        .attr("type", "ethernet")
+        .with(el("mac").attr("address", nic.mac_text()))
+        .with(el("target").attr("dev", &nic.tap).attr("managed", "no"))
+        .with(el("model").attr("type", model));
+    if nic.model == "virtio" {
+        interface.push(el("mtu").attr("size", nic.mtu));
+    }
+    match nic.boot_order {
+        Some(order) => interface.push(el("boot").attr("order", order)),
+        // An option ROM is only good for booting, and costs memory and start time.
+        None => interface.push(el("rom").attr("enabled", "no")),
+    }
+    interface.push(el("alias").attr("name", format!("ua-{}", nic.name)));
+    interface
+}
+
+/// Free slots of the root complex: 0 is the host bridge, 1 is libvirt's choice for video, 31 the chip set's.
+struct Slots(u8);
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl Slots {
+    /// Device slots that a machine can use.
+    const COUNT: usize = 29;
+
+    fn next(&mut self) -> Element {
+        self.0 += 1;
+        el("address")
+            .attr("type", "pci")
+            .attr("domain", "0x0000")
+            .attr("bus", "0x00")
+            .attr("slot", format!("{:#04x}", self.0))
+            .attr("function", "0x0")
+    }
+}
+
+/// Most disks, shares and interfaces together that fit beside the fixed devices (scsi, video, watchdog, rng, balloon).
+pub const MAX_PCI_DEVICES: usize = Slots::COUNT - 5;
+
+/// Device names in the order of disks: `vda`, `vdb` … `sda`, `sdb` …
+#[derive(Default)]
+struct Letters {
+    virtio: u8,
+    other: u8,
+}
+
+impl Letters {
+    fn next(&mut self, prefix: &str) -> String {
+        let counter = if prefix == "vd" {
+            &mut self.virtio
+        } else {
+            &mut self.other
+        };
+        let letter = char::from(b'a' + *counter % 26);
+        *counter += 1;
+        format!("{prefix}{letter}")
+    }
+}
+
+/// Directory in which sockets of shares lie.
+pub(crate) fn share_socket(tag: &str) -> std::path::PathBuf {
+    format!("{}/share-{tag}.sock", paths::RUN).into()
+}

@@ -1,0 +1,190 @@
+//! libvirt, as little of it as needed: connect, create, power button, destroy, lifecycle events.
+//!
+//! Calls block (they are remote procedure calls to libvirtd): the supervisor makes them on blocking threads. The event
+//! loop has a thread of its own for the life of the process. Nothing here decides anything.
+
+use std::ffi::{c_int, c_void};
+use std::path::Path;
+
+use tokio::sync::mpsc;
+use virt::connect::Connect;
+use virt::domain::Domain;
+
+use crate::state::{Gone, Input};
+
+/// Why libvirt did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum HypervisorError {
+    /// Event loop.
+    #[error("registering libvirt's event loop")]
+    EventLoop(#[source] virt::error::Error),
+    /// Thread of the event loop.
+    #[error("starting the event thread")]
+    Thread(#[source] std::io::Error),
+    /// Connection.
+    #[error("connecting")]
+    Connect(#[source] virt::error::Error),
+    /// Event registration.
+    #[error("registering for lifecycle events")]
+    Register(#[source] virt::error::Error),
+    /// The domain.
+    #[error("creating the domain")]
+    Create(#[source] virt::error::Error),
+    /// Power button.
+    #[error("pressing the power button")]
+    PowerButton(#[source] virt::error::Error),
+    /// Destruction.
+    #[error("destroying the domain")]
+    Destroy(#[source] virt::error::Error),
+}
+
+/// Starts libvirt's event loop; once per process, before the first connection.
+pub fn start_event_loop() -> Result<(), HypervisorError> {
+    // libvirt prints errors that it also returns; they are logged where they are handled.
+    virt::error::clear_error_callback();
+    virt::event::event_register_default_impl().map_err(HypervisorError::EventLoop)?;
+    let run = || {
+        loop {
+            if let Err(error) = virt::event::event_run_default_impl() {
+                tracing::error!(%error, "libvirt's event loop");
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("libvirt-events".into())
+        .spawn(run)
+        .map_err(HypervisorError::Thread)?;
+    Ok(())
+}
+
+/// A connection to this pod's libvirtd.
+#[derive(Debug, Clone)]
+pub struct Hypervisor {
+    connect: Connect,
+}
+
+impl Hypervisor {
+    /// Connects to the session daemon that listens at `socket`.
+    pub fn connect(socket: &Path) -> Result<Self, HypervisorError> {
+        let uri = format!("qemu+unix:///session?socket={}", socket.display());
+        Ok(Self {
+            connect: Connect::open(Some(&uri)).map_err(HypervisorError::Connect)?,
+        })
+    }
+
+    /// Sends what happens to domains of this connection, from now on.
+    pub fn subscribe(&self, events: mpsc::UnboundedSender<Input>) -> Result<(), HypervisorError> {
+        let opaque = Box::into_raw(Box::new(events)).cast::<c_void>();
+        // SAFETY: libvirt's C API takes every event's callback as one generic type and, for LIFECYCLE, calls it with
+        // the signature of `virConnectDomainEventCallback` (libvirt-domain.h), which `on_lifecycle` has; both are
+        // function pointers, so of one size.
+        let callback = unsafe {
+            std::mem::transmute::<
+                unsafe extern "C" fn(
+                    virt_sys::virConnectPtr,
+                    virt_sys::virDomainPtr,
+                    c_int,
+                    c_int,
+                    *mut c_void,
+                ) -> c_int,
+                unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, *mut c_void),
+            >(on_lifecycle)
+        };
+        // SAFETY: the connection is alive as `self` holds a reference to it; a null domain means all domains; `opaque`
+        // stays valid until libvirt calls `free_sender` on it, once, when the callback is deregistered.
+        let id = unsafe {
+            virt_sys::virConnectDomainEventRegisterAny(
+                self.connect.as_ptr(),
+                std::ptr::null_mut(),
+                virt_sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE as c_int,
+                Some(callback),
+                opaque,
+                Some(free_sender),
+            )
+        };
+        if id < 0 {
+            // SAFETY: on failure libvirt has not taken `opaque`.
+            unsafe { free_sender(opaque) };
+            return Err(HypervisorError::Register(virt::error::Error::last_error()));
+        }
+        Ok(())
+    }
+
+    /// Creates and starts a transient domain.
+    pub fn create(&self, xml: &str) -> Result<Guest, HypervisorError> {
+        let domain =
+            Domain::create_xml(&self.connect, xml, virt_sys::VIR_DOMAIN_NONE).map_err(HypervisorError::Create)?;
+        Ok(Guest { domain })
+    }
+}
+
+/// The running domain.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    domain: Domain,
+}
+
+impl Guest {
+    /// Presses the ACPI power button.
+    pub fn power_button(&self) -> Result<(), HypervisorError> {
+        let flags = virt_sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN;
+        self.domain
+            .shutdown_flags(flags)
+            .map(drop)
+            .map_err(HypervisorError::PowerButton)
+    }
+
+    /// Ends qemu: SIGTERM, so that it flushes its disks, then SIGKILL.
+    pub fn destroy(&self) -> Result<(), HypervisorError> {
+        self.domain.destroy().map_err(HypervisorError::Destroy)
+    }
+}
+
+/// Frees what [`Hypervisor::subscribe`] gave away.
+unsafe extern "C" fn free_sender(opaque: *mut c_void) {
+    // SAFETY: `opaque` came from `Box::into_raw` of this very type and is freed once.
+    drop(unsafe { Box::from_raw(opaque.cast::<mpsc::UnboundedSender<Input>>()) });
+}
+
+/// libvirt's `virConnectDomainEventCallback`.
+unsafe extern "C" fn on_lifecycle(
+    _: virt_sys::virConnectPtr,
+    _: virt_sys::virDomainPtr,
+    event: c_int,
+    detail: c_int,
+    opaque: *mut c_void,
+) -> c_int {
+    // SAFETY: `opaque` is the box of `subscribe`, alive as long as the callback is registered, only ever borrowed.
+    let events = unsafe { &*opaque.cast::<mpsc::UnboundedSender<Input>>() };
+    tracing::info!(event, detail, "lifecycle");
+    if let Some(input) = lifecycle(event, detail) {
+        // The receiver is gone only when the launcher is ending.
+        let _ = events.send(input);
+    }
+    0
+}
+
+/// libvirt's numbers (`virDomainEventType` and its details) → what they mean here.
+fn lifecycle(event: c_int, detail: c_int) -> Option<Input> {
+    let (event, detail) = (u32::try_from(event).ok()?, u32::try_from(detail).ok()?);
+    Some(match (event, detail) {
+        (virt_sys::VIR_DOMAIN_EVENT_SUSPENDED, virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_IOERROR) => {
+            Input::Paused("qemu paused the guest on a disk error: is the disk or its node full?")
+        }
+        (virt_sys::VIR_DOMAIN_EVENT_SUSPENDED, virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_WATCHDOG) => {
+            Input::Paused("the watchdog paused the guest")
+        }
+        (virt_sys::VIR_DOMAIN_EVENT_SUSPENDED, _) => {
+            Input::Paused("qemu paused the guest on an internal error: can this KVM run its kernel?")
+        }
+        (virt_sys::VIR_DOMAIN_EVENT_CRASHED, _) => Input::Crashed,
+        (virt_sys::VIR_DOMAIN_EVENT_STOPPED, virt_sys::VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN) => {
+            Input::Gone(Gone::PoweredOff)
+        }
+        (virt_sys::VIR_DOMAIN_EVENT_STOPPED, virt_sys::VIR_DOMAIN_EVENT_STOPPED_DESTROYED) => {
+            Input::Gone(Gone::Destroyed)
+        }
+        (virt_sys::VIR_DOMAIN_EVENT_STOPPED, _) => Input::Gone(Gone::Died),
+        _ => return None,
+    })
+}
