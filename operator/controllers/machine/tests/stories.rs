@@ -1,0 +1,615 @@
+//! The machine controllers against a real API server: stories of a machine's life, told through its objects.
+//!
+//! One process for all, since starting an API server costs more than any story. Each story has a namespace, on which Pod
+//! Security `restricted` is enforced, and controllers of its own.
+
+mod support;
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
+use kube::{Api, Client, ResourceExt};
+use kubernest_crds::kubevirt::v1::{VirtualMachine, VirtualMachineInstance};
+use kubernest_machine::{Emulation, Options};
+use kubernest_runtime::{CancellationToken, Metrics};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use support::control_plane::ControlPlane;
+use support::gate::{Gate, Kill};
+use support::kubelet::{self, Kubelet, NODE};
+
+/// No state takes longer to come about.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reconcile_stories_against_a_real_api_server() {
+    let plane = ControlPlane::start().await;
+    story("create", reconcile_create(&Stage::set(&plane, "create").await)).await;
+    story(
+        "pod deleted",
+        reconcile_pod_deleted(&Stage::set(&plane, "pod-deleted").await),
+    )
+    .await;
+    story("halt and start", reconcile_halt(&Stage::set(&plane, "halt").await)).await;
+    story("delete", reconcile_delete(&Stage::set(&plane, "delete").await)).await;
+    story("crash", reconcile_crash(&Stage::set(&plane, "crash").await)).await;
+    story(
+        "missing claim",
+        reconcile_missing_claim(&Stage::set(&plane, "claim").await),
+    )
+    .await;
+    story("refused pod", reconcile_refused(&Stage::set(&plane, "refused").await)).await;
+    story(
+        "template changed",
+        reconcile_restart_required(&Stage::set(&plane, "template").await),
+    )
+    .await;
+    story(
+        "instance alone",
+        reconcile_instance_alone(&Stage::set(&plane, "alone").await),
+    )
+    .await;
+    story(
+        "lost node",
+        reconcile_lost_node(&Stage::without_kubelet(&plane, "lost-node").await),
+    )
+    .await;
+    story("at rest", reconcile_rest(&Stage::set(&plane, "rest").await, &plane)).await;
+    story("killed at every write", reconcile_killed(&plane)).await;
+}
+
+async fn story(name: &str, told: impl Future<Output = ()>) {
+    let since = Instant::now();
+    told.await;
+    println!("{name}: {} ms", since.elapsed().as_millis());
+}
+
+/// A namespace with controllers at work in it.
+struct Stage {
+    client: Client,
+    namespace: String,
+    kubelet: Option<Kubelet>,
+    controllers: Controllers,
+}
+
+struct Controllers(JoinHandle<()>);
+
+impl Controllers {
+    fn start(client: Client) -> Self {
+        let options = Options {
+            launcher_image: "launcher@sha256:1".to_owned(),
+            emulation: Emulation::Auto,
+        };
+        Self(tokio::spawn(kubernest_machine::run(
+            client,
+            options,
+            Metrics::new(),
+            CancellationToken::new(),
+        )))
+    }
+}
+
+impl Drop for Controllers {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Stage {
+    async fn set(plane: &ControlPlane, namespace: &str) -> Self {
+        let mut stage = Self::without_kubelet(plane, namespace).await;
+        stage.kubelet = Some(Kubelet::start(&stage.client, namespace).await);
+        stage
+    }
+
+    async fn without_kubelet(plane: &ControlPlane, namespace: &str) -> Self {
+        let client = plane.client();
+        let object =
+            json!({"metadata": {"name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        namespaces
+            .create(&PostParams::default(), &serde_json::from_value(object).unwrap())
+            .await
+            .unwrap();
+        let controllers = Controllers::start(client.clone());
+        Self {
+            client,
+            namespace: namespace.to_owned(),
+            kubelet: None,
+            controllers,
+        }
+    }
+
+    fn machines(&self) -> Api<VirtualMachine> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn instances(&self) -> Api<VirtualMachineInstance> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    async fn create(&self, machine: Value) -> VirtualMachine {
+        self.machines()
+            .create(&PostParams::default(), &serde_json::from_value(machine).unwrap())
+            .await
+            .unwrap()
+    }
+
+    async fn change(&self, change: Value) {
+        self.machines()
+            .patch("vm", &PatchParams::default(), &Patch::Merge(change))
+            .await
+            .unwrap();
+    }
+
+    async fn machine_when(&self, what: &str, holds: impl Fn(&VirtualMachine) -> bool) -> VirtualMachine {
+        let wait = await_condition(self.machines(), "vm", |machine: Option<&VirtualMachine>| {
+            machine.is_some_and(&holds)
+        });
+        match tokio::time::timeout(PATIENCE, wait).await {
+            Ok(found) => found.unwrap().unwrap(),
+            Err(_) => panic!(
+                "{}: no {what}: {:#?}",
+                self.namespace,
+                self.machines().get_opt("vm").await.unwrap()
+            ),
+        }
+    }
+
+    async fn running(&self) -> VirtualMachine {
+        self.machine_when("running machine", |machine| {
+            printable(machine) == "Running" && ready(machine)
+        })
+        .await
+    }
+
+    async fn machine_gone(&self) {
+        let wait = await_condition(self.machines(), "vm", |machine: Option<&VirtualMachine>| {
+            machine.is_none()
+        });
+        tokio::time::timeout(PATIENCE, wait)
+            .await
+            .expect("the machine goes")
+            .unwrap();
+    }
+
+    async fn instance(&self) -> VirtualMachineInstance {
+        self.instances().get("vm").await.unwrap()
+    }
+
+    async fn pod(&self) -> Pod {
+        let mut pods = self.pods().list(&ListParams::default()).await.unwrap().items;
+        assert_eq!(pods.len(), 1, "one pod");
+        pods.remove(0)
+    }
+
+    async fn assert_nothing_left(&self) {
+        assert!(
+            self.machines()
+                .list(&ListParams::default())
+                .await
+                .unwrap()
+                .items
+                .is_empty(),
+            "machines"
+        );
+        assert!(
+            self.instances()
+                .list(&ListParams::default())
+                .await
+                .unwrap()
+                .items
+                .is_empty(),
+            "instances"
+        );
+        assert!(
+            self.pods().list(&ListParams::default()).await.unwrap().items.is_empty(),
+            "pods"
+        );
+    }
+}
+
+fn printable(machine: &VirtualMachine) -> &str {
+    machine
+        .status
+        .as_ref()
+        .and_then(|status| status.printable_status.as_deref())
+        .unwrap_or_default()
+}
+
+fn ready(machine: &VirtualMachine) -> bool {
+    machine.status.as_ref().is_some_and(|status| status.ready)
+}
+
+fn machine() -> Value {
+    json!({
+        "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine",
+        "metadata": {"name": "vm"},
+        "spec": {"runStrategy": "Always", "template": {
+            "metadata": {"labels": {"kubernest.io/slot": "vm"}},
+            "spec": {
+                "terminationGracePeriodSeconds": 5,
+                "domain": {
+                    "cpu": {"cores": 2},
+                    "memory": {"guest": "512Mi"},
+                    "devices": {"disks": [{"name": "os", "disk": {"bus": "virtio"}}]},
+                },
+                "volumes": [{"name": "os", "containerDisk": {"image": "localhost/node@sha256:1"}}],
+            },
+        }},
+    })
+}
+
+async fn reconcile_create(stage: &Stage) {
+    stage.machine_when_controllers_listen().await;
+    let since = Instant::now();
+    stage.create(machine()).await;
+    let pods = stage.pods();
+    let made = async {
+        loop {
+            if let Some(pod) = pods.list(&ListParams::default()).await.unwrap().items.pop() {
+                break pod;
+            }
+        }
+    };
+    let pod = tokio::time::timeout(PATIENCE, made).await.expect("a pod");
+    println!("  apply to pod: {} ms", since.elapsed().as_millis());
+    assert_eq!(pod.labels()["kubernest.io/slot"], "vm");
+    let running = stage.running().await;
+    let status = running.status.clone().unwrap();
+    assert!(status.created);
+    assert_eq!(
+        (status.observed_generation, status.desired_generation),
+        (Some(1), Some(1))
+    );
+    let instance = stage.instance().await;
+    let seen = instance.status.unwrap();
+    assert_eq!(seen.phase.as_deref(), Some("Running"));
+    assert_eq!(seen.node_name.as_deref(), Some(NODE));
+    assert_eq!(seen.interfaces[0].ip_address.as_deref(), Some("10.1.0.5"));
+    let phases: Vec<_> = seen
+        .phase_transition_timestamps
+        .iter()
+        .map(|at| at.phase.as_str())
+        .collect();
+    assert_eq!((phases.first(), phases.last()), (Some(&"Scheduling"), Some(&"Running")));
+}
+
+async fn reconcile_pod_deleted(stage: &Stage) {
+    stage.create(machine()).await;
+    stage.running().await;
+    let (first, pod) = (stage.instance().await, stage.pod().await);
+    stage
+        .pods()
+        .delete(&pod.name_any(), &DeleteParams::default())
+        .await
+        .unwrap();
+    let since = Instant::now();
+    let uid = first.uid();
+    let again = |instance: Option<&VirtualMachineInstance>| {
+        instance.is_some_and(|instance| {
+            instance.uid() != uid
+                && instance.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
+        })
+    };
+    tokio::time::timeout(PATIENCE, await_condition(stage.instances(), "vm", again))
+        .await
+        .expect("a new run")
+        .unwrap();
+    println!("  pod deleted to running again: {} ms", since.elapsed().as_millis());
+    let machine = stage.running().await;
+    assert_eq!(
+        machine.status.unwrap().start_failure,
+        None,
+        "a deleted pod is no failure of the machine"
+    );
+    assert_ne!(stage.pod().await.uid(), pod.uid());
+    let most = stage.kubelet.as_ref().unwrap().most_running.lock().unwrap()["vm"];
+    assert_eq!(most, 1, "never two at once");
+}
+
+async fn reconcile_halt(stage: &Stage) {
+    stage.create(machine()).await;
+    stage.running().await;
+    stage.change(json!({"spec": {"runStrategy": "Halted"}})).await;
+    let stopped = stage
+        .machine_when("stopped machine", |machine| printable(machine) == "Stopped")
+        .await;
+    let status = stopped.status.unwrap();
+    assert!(!status.created && !status.ready);
+    assert_eq!(stage.instances().get_opt("vm").await.unwrap(), None);
+    assert!(
+        stage
+            .pods()
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+            .items
+            .is_empty()
+    );
+    stage
+        .change(json!({"spec": {"runStrategy": null, "running": true}}))
+        .await;
+    stage.running().await;
+}
+
+async fn reconcile_delete(stage: &Stage) {
+    stage.create(machine()).await;
+    stage.running().await;
+    stage.machines().delete("vm", &DeleteParams::default()).await.unwrap();
+    stage.machine_gone().await;
+    stage.assert_nothing_left().await;
+    // Before anything came of it.
+    stage.create(machine()).await;
+    stage.machines().delete("vm", &DeleteParams::default()).await.unwrap();
+    stage.machine_gone().await;
+}
+
+async fn reconcile_crash(stage: &Stage) {
+    stage.create(machine()).await;
+    stage.running().await;
+    let pod = stage.pod().await.name_any();
+    let words = r#"{"reason":"GuestCrashed","message":"the guest died","serial":["Kernel panic"]}"#;
+    kubelet::patch(&stage.pods(), &pod, kubelet::ended("Failed", 1, words)).await;
+    let machine = stage
+        .machine_when("back-off", |machine| printable(machine) == "CrashLoopBackOff")
+        .await;
+    let status = machine.status.unwrap();
+    assert_eq!(status.start_failure.as_ref().unwrap().consecutive_fail_count, 1);
+    let failure = status
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == "Failure")
+        .unwrap();
+    assert_eq!(failure.reason.as_deref(), Some("GuestCrashed"));
+    assert_eq!(
+        failure.message.as_deref(),
+        Some("the guest died; the guest said last: Kernel panic")
+    );
+    let since = Instant::now();
+    stage.running().await;
+    let waited = since.elapsed();
+    assert!(
+        waited > Duration::from_secs(7) && waited < Duration::from_secs(14),
+        "{waited:?}"
+    );
+}
+
+async fn reconcile_missing_claim(stage: &Stage) {
+    let mut machine = machine();
+    let spec = &mut machine["spec"]["template"]["spec"];
+    spec["volumes"][0] = json!({"name": "os", "persistentVolumeClaim": {"claimName": "data"}});
+    stage.create(machine).await;
+    stage
+        .machine_when("claim asked for", |machine| printable(machine) == "ErrorPvcNotFound")
+        .await;
+    let claim = json!({
+        "metadata": {"name": "data"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    });
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(stage.client.clone(), &stage.namespace);
+    claims
+        .create(&PostParams::default(), &serde_json::from_value(claim).unwrap())
+        .await
+        .unwrap();
+    stage.running().await;
+}
+
+async fn reconcile_refused(stage: &Stage) {
+    let mut machine = machine();
+    machine["spec"]["template"]["spec"]["priorityClassName"] = json!("no-such-class");
+    stage.create(machine).await;
+    let refused = stage.machine_when("refusal", |machine| {
+        let conditions = machine.status.iter().flat_map(|status| &status.conditions);
+        conditions
+            .into_iter()
+            .any(|condition| condition.reason.as_deref() == Some("FailedCreate"))
+    });
+    let refused = refused.await.status.unwrap();
+    let message = refused.conditions[0].message.clone().unwrap();
+    assert!(message.contains("no-such-class"), "{message}");
+    stage.machines().delete("vm", &DeleteParams::default()).await.unwrap();
+    stage.machine_gone().await;
+}
+
+async fn reconcile_restart_required(stage: &Stage) {
+    stage.create(machine()).await;
+    stage.running().await;
+    let required = |machine: &VirtualMachine| {
+        let mut conditions = machine.status.iter().flat_map(|status| &status.conditions);
+        conditions.any(|condition| condition.type_ == "RestartRequired" && condition.status == "True")
+    };
+    let guest = |size: &str| json!({"spec": {"template": {"spec": {"domain": {"memory": {"guest": size}}}}}});
+    stage.change(guest("1Gi")).await;
+    stage.machine_when("restart required", required).await;
+    stage.change(guest("512Mi")).await;
+    stage
+        .machine_when("restart not required", |machine| !required(machine))
+        .await;
+}
+
+async fn reconcile_instance_alone(stage: &Stage) {
+    let mut object =
+        json!({"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm"}});
+    object["spec"] = machine()["spec"]["template"]["spec"].clone();
+    let instances = stage.instances();
+    instances
+        .create(&PostParams::default(), &serde_json::from_value(object).unwrap())
+        .await
+        .unwrap();
+    let phase = |phase: &'static str| {
+        move |instance: Option<&VirtualMachineInstance>| {
+            instance.and_then(|instance| instance.status.as_ref()?.phase.as_deref()) == Some(phase)
+        }
+    };
+    let wait = await_condition(instances.clone(), "vm", phase("Running"));
+    tokio::time::timeout(PATIENCE, wait).await.expect("a run").unwrap();
+    let pod = stage.pod().await.name_any();
+    let words = r#"{"reason":"GuestShutdown","message":"the guest powered off"}"#;
+    kubelet::patch(&stage.pods(), &pod, kubelet::ended("Succeeded", 0, words)).await;
+    let wait = await_condition(instances.clone(), "vm", phase("Succeeded"));
+    tokio::time::timeout(PATIENCE, wait).await.expect("its end").unwrap();
+    assert_eq!(stage.pod().await.name_any(), pod, "kept for its log");
+    instances.delete("vm", &DeleteParams::default()).await.unwrap();
+    let gone = |instance: Option<&VirtualMachineInstance>| instance.is_none();
+    tokio::time::timeout(PATIENCE, await_condition(instances, "vm", gone))
+        .await
+        .expect("gone")
+        .unwrap();
+}
+
+/// The pod stays on a node that does not answer, and the machine stays with it until the node is declared to be off.
+async fn reconcile_lost_node(stage: &Stage) {
+    let mut kubelet = Some(Kubelet::start(&stage.client, &stage.namespace).await);
+    stage.create(machine()).await;
+    stage.running().await;
+    let first = stage.instance().await.uid();
+    kubelet.take();
+    let taint = |key: Value| async {
+        let nodes: Api<Node> = Api::all(stage.client.clone());
+        nodes
+            .patch(
+                NODE,
+                &PatchParams::default(),
+                &Patch::Merge(json!({"spec": {"taints": key}})),
+            )
+            .await
+            .unwrap();
+    };
+    taint(json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}])).await;
+    let pod = stage.pod().await;
+    stage
+        .pods()
+        .delete(&pod.name_any(), &DeleteParams::default())
+        .await
+        .unwrap();
+    let reason = |machine: &VirtualMachine| {
+        let conditions = machine.status.iter().flat_map(|status| &status.conditions);
+        conditions
+            .into_iter()
+            .any(|condition| condition.reason.as_deref() == Some("NodeUnreachable"))
+    };
+    stage.machine_when("a silent node", reason).await;
+    assert_eq!(stage.instance().await.uid(), first, "not started elsewhere");
+    let out = json!([{"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}]);
+    taint(out).await;
+    let again = |instance: Option<&VirtualMachineInstance>| instance.is_some_and(|instance| instance.uid() != first);
+    tokio::time::timeout(PATIENCE, await_condition(stage.instances(), "vm", again))
+        .await
+        .expect("a new run")
+        .unwrap();
+    taint(Value::Null).await;
+}
+
+async fn reconcile_rest(stage: &Stage, plane: &ControlPlane) {
+    stage.create(machine()).await;
+    stage.running().await;
+    stage.controllers.0.abort();
+    let gate = Gate::new(Kill::Never);
+    let restarted = Controllers::start(plane.gated(&gate));
+    // A heartbeat of the node must not matter either.
+    let nodes: Api<Node> = Api::all(stage.client.clone());
+    for beat in 0..10 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let change = json!({"metadata": {"annotations": {"beat": beat.to_string()}}});
+        nodes
+            .patch(NODE, &PatchParams::default(), &Patch::Merge(change))
+            .await
+            .unwrap();
+    }
+    assert_eq!(gate.writes(), 0, "writes at rest");
+    // It was awake all the time.
+    stage.change(json!({"spec": {"runStrategy": "Halted"}})).await;
+    stage
+        .machine_when("stopped machine", |machine| printable(machine) == "Stopped")
+        .await;
+    assert!(gate.writes() > 0);
+    drop(restarted);
+}
+
+/// Create, lose the pod, delete: with the operator killed before, or after, each of its writes in turn, and started again.
+async fn reconcile_killed(plane: &ControlPlane) {
+    for after in [false, true] {
+        let mut write = 0;
+        loop {
+            let kill = if after { Kill::After(write) } else { Kill::Before(write) };
+            let namespace = format!("killed-{}-{write}", if after { "after" } else { "before" });
+            let stage = Stage::set(plane, &namespace).await;
+            stage.controllers.0.abort();
+            let gate = Gate::new(kill);
+            let first = Controllers::start(plane.gated(&gate));
+            let (killed_tx, killed_rx) = tokio::sync::oneshot::channel();
+            let client = plane.client();
+            let watcher = {
+                let gate = gate.clone();
+                tokio::spawn(async move {
+                    gate.reached().await;
+                    drop(first);
+                    let _ = killed_tx.send(());
+                    let _second = Controllers::start(client);
+                    std::future::pending::<()>().await;
+                })
+            };
+            life(&stage).await;
+            watcher.abort();
+            let killed = killed_rx.await.is_ok();
+            if !killed {
+                println!("  {write} writes");
+                break;
+            }
+            write += 1;
+        }
+    }
+}
+
+async fn life(stage: &Stage) {
+    stage.create(machine()).await;
+    stage.running().await;
+    let pod = stage.pod().await;
+    stage
+        .pods()
+        .delete(&pod.name_any(), &DeleteParams::default())
+        .await
+        .unwrap();
+    let uid = pod.uid();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let pods = stage.pods().list(&ListParams::default()).await.unwrap().items;
+        if pods.len() == 1 && pods[0].uid() != uid {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{}: no new pod", stage.namespace);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let machine = stage.running().await;
+    assert_eq!(machine.status.unwrap().start_failure, None);
+    assert_eq!(
+        stage.kubelet.as_ref().unwrap().most_running.lock().unwrap()["vm"],
+        1,
+        "never two at once"
+    );
+    stage.machines().delete("vm", &DeleteParams::default()).await.unwrap();
+    stage.machine_gone().await;
+    stage.assert_nothing_left().await;
+}
+
+impl Stage {
+    /// Waits until the controllers' watches are open, so that what follows measures them and not their start.
+    async fn machine_when_controllers_listen(&self) {
+        let mut machine = machine();
+        machine["spec"]["runStrategy"] = json!("Halted");
+        self.create(machine).await;
+        self.machine_when("listening controllers", |machine| printable(machine) == "Stopped")
+            .await;
+        self.machines().delete("vm", &DeleteParams::default()).await.unwrap();
+        self.machine_gone().await;
+    }
+}
