@@ -109,6 +109,7 @@ pub async fn start(libvirtd: &Path, capability_cache: &Path) -> Result<(Child, H
     let socket = session.socket();
     let deadline = tokio::time::Instant::now() + START_LIMIT;
     let mut retry = tokio::time::interval(RETRY);
+    retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = retry.tick() => {}
