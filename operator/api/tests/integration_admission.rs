@@ -1,0 +1,305 @@
+//! The webhooks in front of a real API server: every example of `crds/examples` gets the answer that stands in it.
+//!
+//! An invalid example begins with one or more lines `# error: <field>: <part of the message>`. It has one manifest,
+//! which is refused when created, or two, of which the second is refused as an update of the first.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test; helpers count as production code for clippy")]
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use k8s_openapi::api::{
+    admissionregistration::v1::ValidatingWebhookConfiguration,
+    core::v1::{Namespace, Secret},
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
+    core::Status,
+};
+use kubernest_integration::{ControlPlane, Process, free_port, install_crds, wait_until};
+use serde_json::{Value, json};
+
+const LIMIT: Duration = Duration::from_secs(30);
+const NODE_IMAGES: &str = r#"{"v1.34.4": {"image": "localhost/kubernest-node:v1.34.4"}, "v1.35.4": {"image": "localhost/kubernest-node:v1.35.4"}}"#;
+
+/// An API server that asks one replica of kubernest-api.
+struct Setup {
+    api: Process,
+    port: u16,
+    client: Client,
+    plane: ControlPlane,
+}
+
+impl Setup {
+    async fn start() -> Self {
+        let plane = ControlPlane::start().await.unwrap();
+        let client = plane.client().await.unwrap();
+        install_crds(&client).await.unwrap();
+        create(&client, &Namespace::default(), "kubernest-system").await;
+        create(&client, &Namespace::default(), "org-acme").await;
+        let (api, port) = start_api(&plane, "api.log");
+        let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+        webhooks
+            .create(&PostParams::default(), &configuration(port))
+            .await
+            .unwrap();
+        let setup = Self {
+            api,
+            port,
+            client,
+            plane,
+        };
+        let trusted = wait_until(LIMIT, || async {
+            setup.bundles().await.iter().all(|bundle| !bundle.is_empty())
+        })
+        .await;
+        assert!(
+            trusted,
+            "no caBundle was set; kubernest-api said\n{}",
+            setup.api.tail(20)
+        );
+        // The API server learns of the configuration by watching it.
+        let probe = manifest(
+            "kind: TenantCluster\napiVersion: kubernest.io/v1alpha1\nmetadata: {name: probe}\nspec: {version: v0.0.0}",
+        );
+        let asked = wait_until(LIMIT, || async {
+            matches!(setup.dry_run(&probe).await, Err(status) if status.message.contains("unknown version"))
+        });
+        assert!(
+            asked.await,
+            "the webhook is not asked; kubernest-api said\n{}",
+            setup.api.tail(20)
+        );
+        setup
+    }
+
+    async fn bundles(&self) -> Vec<Vec<u8>> {
+        let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(self.client.clone());
+        let configuration = webhooks.get("kubernest").await.unwrap();
+        let bundle = |webhook: k8s_openapi::api::admissionregistration::v1::ValidatingWebhook| {
+            webhook.client_config.ca_bundle.unwrap_or_default().0
+        };
+        configuration
+            .webhooks
+            .unwrap_or_default()
+            .into_iter()
+            .map(bundle)
+            .collect()
+    }
+
+    fn objects(&self, object: &DynamicObject) -> Api<DynamicObject> {
+        let types = object.types.as_ref().unwrap();
+        let kind = GroupVersionKind::try_from(types).unwrap();
+        let namespace = object.namespace().unwrap_or_else(|| "org-acme".to_owned());
+        Api::namespaced_with(self.client.clone(), &namespace, &ApiResource::from_gvk(&kind))
+    }
+
+    async fn dry_run(&self, object: &DynamicObject) -> Result<DynamicObject, Box<Status>> {
+        let params = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
+        self.objects(object).create(&params, object).await.map_err(status)
+    }
+
+    async fn create(&self, object: &DynamicObject) -> Result<DynamicObject, Box<Status>> {
+        self.objects(object)
+            .create(&PostParams::default(), object)
+            .await
+            .map_err(status)
+    }
+
+    async fn update(&self, object: &DynamicObject) -> Result<DynamicObject, Box<Status>> {
+        let patch = Patch::Merge(object);
+        self.objects(object)
+            .patch(&object.name_any(), &PatchParams::default(), &patch)
+            .await
+            .map_err(status)
+    }
+
+    async fn stored(&self, object: &DynamicObject) -> Option<DynamicObject> {
+        self.objects(object).get_opt(&object.name_any()).await.unwrap()
+    }
+}
+
+fn start_api(plane: &ControlPlane, log: &str) -> (Process, u16) {
+    let (port, metrics) = (free_port().unwrap(), free_port().unwrap());
+    let arguments = [
+        format!("--addr=127.0.0.1:{port}"),
+        format!("--metrics-addr=127.0.0.1:{metrics}"),
+        "--san=127.0.0.1".to_owned(),
+        "--log-format=text".to_owned(),
+        format!("--node-images={NODE_IMAGES}"),
+    ];
+    let kubeconfig = plane.kubeconfig();
+    let environment: [(&str, &OsStr); 1] = [("KUBECONFIG", kubeconfig.as_os_str())];
+    let program = Path::new(env!("CARGO_BIN_EXE_kubernest-api"));
+    (
+        Process::start(program, arguments, &environment, &plane.directory().join(log)).unwrap(),
+        port,
+    )
+}
+
+/// The webhooks as the chart has them, but reached by address: no Service exists here.
+fn configuration(port: u16) -> ValidatingWebhookConfiguration {
+    let webhook = |name: &str, group: &str, version: &str, resource: &str| {
+        json!({
+            "name": name, "admissionReviewVersions": ["v1"], "sideEffects": "None", "failurePolicy": "Fail", "timeoutSeconds": 5,
+            "clientConfig": {"url": format!("https://127.0.0.1:{port}/validate/{resource}")},
+            "rules": [{"apiGroups": [group], "apiVersions": [version], "operations": ["CREATE", "UPDATE"], "resources": [resource]}],
+        })
+    };
+    serde_json::from_value(json!({
+        "metadata": {"name": "kubernest"},
+        "webhooks": [
+            webhook("tenantcluster-validator.kubernest.io", "kubernest.io", "v1alpha1", "tenantclusters"),
+            webhook("virtualmachine-validator.kubevirt.io", "kubevirt.io", "v1", "virtualmachines"),
+            webhook("virtualmachineinstance-validator.kubevirt.io", "kubevirt.io", "v1", "virtualmachineinstances"),
+        ],
+    }))
+    .unwrap()
+}
+
+async fn create(client: &Client, namespace: &Namespace, name: &str) {
+    let mut namespace = namespace.clone();
+    namespace.metadata.name = Some(name.to_owned());
+    Api::all(client.clone())
+        .create(&PostParams::default(), &namespace)
+        .await
+        .unwrap();
+}
+
+fn status(error: kube::Error) -> Box<Status> {
+    match error {
+        kube::Error::Api(status) => status,
+        other => panic!("no answer of the API server: {other}"),
+    }
+}
+
+fn manifest(text: &str) -> DynamicObject {
+    manifests(text).remove(0)
+}
+
+fn manifests(text: &str) -> Vec<DynamicObject> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(text).unwrap();
+    documents
+        .into_iter()
+        .map(|document| serde_json::from_value(document).unwrap())
+        .collect()
+}
+
+fn examples(kind: &str) -> Vec<(PathBuf, String)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../crds/examples")
+        .join(kind);
+    let mut files: Vec<PathBuf> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    files
+        .into_iter()
+        .map(|file| (file.clone(), std::fs::read_to_string(file).unwrap()))
+        .collect()
+}
+
+/// `<field>: <part>` stands in the message, or a cause of that field says the part.
+fn says(status: &Status, expected: &str) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let in_causes = |(field, part): (&str, &str)| {
+        causes
+            .clone()
+            .any(|cause| cause.field == field && cause.message.contains(part))
+    };
+    status.message.contains(expected) || expected.split_once(": ").is_some_and(in_causes)
+}
+
+#[tokio::test]
+async fn integration_examples_get_the_answers_beside_them() {
+    let setup = Setup::start().await;
+    let mut wrong = Vec::new();
+    for (file, text) in examples("valid") {
+        for object in manifests(&text) {
+            if let Err(status) = setup.create(&object).await {
+                wrong.push(format!("{}: refused: {}", file.display(), status.message));
+            }
+        }
+    }
+    for (file, text) in examples("invalid") {
+        let expected: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# error: ")).collect();
+        assert!(!expected.is_empty(), "{} does not say its error", file.display());
+        let objects = manifests(&text);
+        let (before, answer) = match objects.as_slice() {
+            [object] => (None, setup.create(object).await),
+            [object, changed] => {
+                let created = setup.create(object).await;
+                (
+                    Some(created.unwrap_or_else(|status| panic!("{}: {}", file.display(), status.message))),
+                    setup.update(changed).await,
+                )
+            }
+            other => panic!("{} has {} manifests", file.display(), other.len()),
+        };
+        match answer {
+            Ok(_) => wrong.push(format!("{}: accepted", file.display())),
+            Err(status) => {
+                for expected in expected.iter().filter(|expected| !says(&status, expected)) {
+                    wrong.push(format!(
+                        "{}: wanted {expected:?}, got {:?}",
+                        file.display(),
+                        status.message
+                    ));
+                }
+                if status.code != 422 {
+                    wrong.push(format!("{}: code {} instead of 422", file.display(), status.code));
+                }
+            }
+        }
+        let after = setup.stored(&objects[0]).await;
+        if after.as_ref().map(|object| &object.data) != before.as_ref().map(|object| &object.data) {
+            wrong.push(format!("{}: refused, but something changed", file.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn integration_replicas_share_one_ca_and_repair_its_bundle() {
+    let setup = Setup::start().await;
+    let first = setup.bundles().await;
+    let secrets: Api<Secret> = Api::namespaced(setup.client.clone(), "kubernest-system");
+    let ca = secrets.get("kubernest-api-ca").await.unwrap();
+
+    // A second replica finds the CA and changes nothing.
+    let (second, port) = start_api(&setup.plane, "second.log");
+    let ready = wait_until(LIMIT, || async { second.tail(50).contains("serves a new certificate") }).await;
+    assert!(ready, "{}", second.tail(20));
+    assert_eq!(setup.bundles().await, first);
+    assert_eq!(
+        secrets.get("kubernest-api-ca").await.unwrap().metadata.resource_version,
+        ca.metadata.resource_version
+    );
+
+    // Someone puts the configuration back as it was without a bundle, and points it at the other replica.
+    let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(setup.client.clone());
+    let mut reset = configuration(port);
+    reset.metadata.resource_version = webhooks.get("kubernest").await.unwrap().metadata.resource_version;
+    webhooks
+        .replace("kubernest", &PostParams::default(), &reset)
+        .await
+        .unwrap();
+    let repaired = wait_until(LIMIT, || async { setup.bundles().await == first }).await;
+    assert!(repaired, "the bundle was not put back");
+    let invalid = manifest(
+        "kind: TenantCluster\napiVersion: kubernest.io/v1alpha1\nmetadata: {name: a}\nspec: {version: v0.0.0}",
+    );
+    let asked = wait_until(LIMIT, || async {
+        matches!(setup.dry_run(&invalid).await, Err(status) if status.message.contains("unknown version"))
+    });
+    assert!(asked.await, "the second replica is not trusted");
+    assert_ne!(setup.port, port);
+}

@@ -1,0 +1,112 @@
+//! Child processes that end with the test, and waiting for conditions.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io,
+    net::{Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// A process that could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start {program}")]
+pub struct ProcessError {
+    /// What was to be started.
+    pub program: PathBuf,
+    /// What the system said.
+    #[source]
+    pub source: io::Error,
+}
+
+/// A running child; killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `program` with its output in the file `log`.
+    ///
+    /// # Errors
+    /// When the program cannot be started or the file not be written.
+    pub fn start<Arg: AsRef<OsStr>>(
+        program: &Path,
+        arguments: impl IntoIterator<Item = Arg>,
+        environment: &[(&str, &OsStr)],
+        log: &Path,
+    ) -> Result<Self, ProcessError> {
+        let error = |source| ProcessError {
+            program: program.to_owned(),
+            source,
+        };
+        let output = File::options().create(true).append(true).open(log).map_err(error)?;
+        let child = Command::new(program)
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().map_err(error)?)
+            .stderr(output)
+            .spawn()
+            .map_err(error)?;
+        Ok(Self {
+            child,
+            log: log.to_owned(),
+        })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it ended, and how.
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Kills it and waits for its end.
+    pub fn kill(&mut self) {
+        // Only fails when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// The last lines that it wrote, for a test's failure message.
+    pub fn tail(&self, lines: usize) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let all: Vec<_> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A TCP port of the loopback interface that is free now.
+///
+/// # Errors
+/// When the system has none.
+pub fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// Asks again and again until the condition holds; whether it did in time.
+pub async fn wait_until<F: Future<Output = bool>>(limit: Duration, mut holds: impl FnMut() -> F) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        if holds().await {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
