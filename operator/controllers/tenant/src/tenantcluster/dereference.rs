@@ -1,0 +1,157 @@
+//! Reads what exists of a cluster in the outer cluster. Needs a client; decides nothing.
+//!
+//! Always read from the API server, not from a cache: a reconcile runs only when something changed, and what it reads
+//! is never older than its own last write. Objects that carry our label but belong to someone else are left out.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret, Service};
+use kube::{Api, Client, Resource, ResourceExt, api::ListParams, core::DynamicObject};
+use kubernest_crds::{
+    NetworkAllocation, TenantCluster,
+    kubevirt::v1::{VirtualMachine, VirtualMachineInstance},
+    labels,
+};
+use serde::de::DeserializeOwned;
+
+use super::build::network::nad_kind;
+
+/// Something can't be read.
+#[derive(Debug, thiserror::Error)]
+#[error("reading {what} failed")]
+pub struct DereferenceError {
+    what: &'static str,
+    #[source]
+    source: kube::Error,
+}
+
+/// What exists, by name.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Machines.
+    pub machines: BTreeMap<String, VirtualMachine>,
+    /// Data disks.
+    pub claims: BTreeMap<String, PersistentVolumeClaim>,
+    /// Keys, certificates, kubeconfigs, bootstrap documents.
+    pub secrets: BTreeMap<String, Secret>,
+    /// The Service before the API servers.
+    pub services: BTreeMap<String, Service>,
+    /// The tenant network as Multus knows it.
+    pub attachments: BTreeMap<String, DynamicObject>,
+}
+
+impl Observed {
+    /// Every slot of which anything exists, with its host address where one is written down; machines decide.
+    pub fn slots(&self) -> BTreeMap<String, Option<std::net::Ipv4Addr>> {
+        let mut all = BTreeMap::new();
+        let secrets = self.secrets.values().map(|object| &object.metadata);
+        let claims = self.claims.values().map(|object| &object.metadata);
+        let machines = self.machines.values().map(|object| &object.metadata);
+        for metadata in claims.chain(secrets).chain(machines) {
+            let label = metadata.labels.as_ref().and_then(|labels| labels.get(labels::SLOT));
+            let Some(slot) = label else { continue };
+            let written = metadata
+                .annotations
+                .as_ref()
+                .and_then(|annotations| annotations.get(labels::NODE_IP));
+            let address = written.and_then(|text| text.parse().ok());
+            let entry: &mut Option<std::net::Ipv4Addr> = all.entry(slot.clone()).or_default();
+            *entry = address.or(*entry);
+        }
+        all
+    }
+}
+
+/// Reads all that belongs to the cluster.
+pub async fn dereference(client: &Client, cluster: &TenantCluster) -> Result<Observed, DereferenceError> {
+    let namespace = cluster.namespace().unwrap_or_default();
+    let nad_kind = nad_kind();
+    let attachments = Api::<DynamicObject>::namespaced_with(client.clone(), &namespace, &nad_kind);
+    let (machines, claims, secrets, services, attachments) = futures::try_join!(
+        owned(Api::namespaced(client.clone(), &namespace), "VirtualMachines", cluster),
+        owned(
+            Api::namespaced(client.clone(), &namespace),
+            "PersistentVolumeClaims",
+            cluster
+        ),
+        owned(Api::namespaced(client.clone(), &namespace), "Secrets", cluster),
+        owned(Api::namespaced(client.clone(), &namespace), "Services", cluster),
+        owned(
+            attachments,
+            "NetworkAttachmentDefinitions (is Multus installed?)",
+            cluster
+        ),
+    )?;
+    Ok(Observed {
+        machines,
+        claims,
+        secrets,
+        services,
+        attachments,
+    })
+}
+
+async fn owned<K>(
+    api: Api<K>,
+    what: &'static str,
+    cluster: &TenantCluster,
+) -> Result<BTreeMap<String, K>, DereferenceError>
+where
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug,
+{
+    let selector = format!("{}={}", labels::CLUSTER, cluster.name_any());
+    let all = api.list(&ListParams::default().labels(&selector)).await;
+    let all = all.map_err(|source| DereferenceError { what, source })?;
+    let uid = cluster.uid().unwrap_or_default();
+    let ours = all.into_iter().filter(|object| is_owned(object, &uid));
+    Ok(ours.map(|object| (object.name_any(), object)).collect())
+}
+
+/// Whether the object's owner is the cluster with this UID.
+pub fn is_owned(object: &impl Resource, uid: &str) -> bool {
+    object.owner_references().iter().any(|owner| owner.uid == uid)
+}
+
+/// The allocation that the cluster's status names, or all allocations when it names none that is its own.
+pub async fn allocations(client: &Client, cluster: &TenantCluster) -> Result<Vec<NetworkAllocation>, DereferenceError> {
+    let api = Api::<NetworkAllocation>::all(client.clone());
+    let failed = |source| DereferenceError {
+        what: "NetworkAllocations",
+        source,
+    };
+    if let Some(vni) = cluster.status.as_ref().and_then(|status| status.vni) {
+        let named = api.get_opt(&NetworkAllocation::name_for(vni)).await.map_err(failed)?;
+        if let Some(own) = named.filter(|found| Some(&found.spec.owner.uid) == cluster.meta().uid.as_ref()) {
+            return Ok(vec![own]);
+        }
+    }
+    all_allocations(client).await
+}
+
+/// Every allocation.
+pub async fn all_allocations(client: &Client) -> Result<Vec<NetworkAllocation>, DereferenceError> {
+    let all = Api::<NetworkAllocation>::all(client.clone())
+        .list(&ListParams::default())
+        .await;
+    Ok(all
+        .map_err(|source| DereferenceError {
+            what: "NetworkAllocations",
+            source,
+        })?
+        .items)
+}
+
+/// The cluster's running instances by name, for what their guests said last.
+pub async fn instances(
+    client: &Client,
+    cluster: &TenantCluster,
+) -> Result<BTreeMap<String, VirtualMachineInstance>, DereferenceError> {
+    let api = Api::<VirtualMachineInstance>::namespaced(client.clone(), &cluster.namespace().unwrap_or_default());
+    let selector = format!("{}={}", labels::CLUSTER, cluster.name_any());
+    let all = api.list(&ListParams::default().labels(&selector)).await;
+    let all = all.map_err(|source| DereferenceError {
+        what: "VirtualMachineInstances",
+        source,
+    })?;
+    Ok(all.into_iter().map(|object| (object.name_any(), object)).collect())
+}

@@ -1,0 +1,465 @@
+//! The operator's connection to one tenant's API server: waits until it answers, watches its nodes, has its kubelets'
+//! certificate requests signed, and wakes the reconciler when something changed.
+//!
+//! One task a tenant. It applies nothing and decides nothing about requests (`csr.rs` does). Waiting is cheap for the
+//! guest: until its port is open a try costs it one refused packet, afterwards all tries use one TLS connection.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{StreamExt, channel::mpsc};
+use jiff::Timestamp;
+use k8s_openapi::{
+    ByteString,
+    api::{
+        certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition},
+        core::v1::{Node, Taint},
+    },
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+use kube::{
+    Api, Client, Config, ResourceExt,
+    api::{ListParams, Patch, PatchParams},
+    config::{KubeConfigOptions, Kubeconfig as KubeconfigFile},
+    runtime::{WatchStreamExt, reflector::ObjectRef, watcher},
+};
+use kubernest_crds::TenantCluster;
+use kubernest_pki::{Credential, Issuer, Kubeconfig, KubeconfigAuth};
+use kubernest_runtime::{Applier, CancellationToken, telemetry::chain};
+use serde_json::json;
+use tokio::sync::{Notify, watch};
+
+use super::{
+    build::pki::{Authorities, Authority},
+    csr::{Verdict, judge},
+};
+use crate::FIELD_MANAGER;
+
+/// Time between tries while the API server does not answer.
+const POLL: Duration = Duration::from_secs(1);
+/// Longest wait for one answer while the API server does not answer.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Longest wait for a connection; the address is in this cluster.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The kubeconfig made for it can't be read.
+    #[error("the connection to the tenant can't be configured")]
+    Config(#[source] kube::config::KubeconfigError),
+    /// The client can't be made.
+    #[error("the client of the tenant can't be made")]
+    Client(#[source] kube::Error),
+    /// The tenant's API server refused or did not answer.
+    #[error("the tenant's API server did not {0}")]
+    Api(&'static str, #[source] kube::Error),
+    /// The watch broke.
+    #[error("the watch of the tenant broke")]
+    Watch(#[source] watcher::Error),
+    /// Signing failed.
+    #[error("a kubelet's certificate was not signed")]
+    Sign(#[source] kubernest_pki::IssueError),
+}
+
+/// What is known of a node of the tenant.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeFacts {
+    /// Its Ready condition is True.
+    pub ready: bool,
+    /// Why it is not ready, in the kubelet's words.
+    pub message: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its annotations that are ours.
+    pub applied: Option<String>,
+    /// Its taints.
+    pub taints: Vec<Taint>,
+}
+
+impl NodeFacts {
+    fn of(node: &Node) -> Self {
+        let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+        let ready = conditions
+            .into_iter()
+            .flatten()
+            .find(|condition| condition.type_ == "Ready");
+        NodeFacts {
+            ready: ready.is_some_and(|condition| condition.status == "True"),
+            message: ready
+                .and_then(|condition| condition.message.clone())
+                .unwrap_or_default(),
+            labels: node.labels().clone(),
+            applied: node.annotations().get(super::inner::APPLIED).cloned(),
+            taints: node
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.taints.clone())
+                .unwrap_or_default(),
+        }
+    }
+}
+
+/// What is known of the tenant.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Version that the API server reports, once it is ready.
+    pub version: Option<String>,
+    /// Why it is not.
+    pub waiting: String,
+    /// Its nodes by name.
+    pub nodes: BTreeMap<String, NodeFacts>,
+    /// The nodes were listed at least once since the API server is ready.
+    pub listed: bool,
+}
+
+/// A connection to a tenant. Dropping it ends its task.
+pub struct Link {
+    client: Client,
+    applier: Applier,
+    credential: Credential,
+    endpoint: String,
+    view: Arc<Mutex<View>>,
+    slots: watch::Sender<BTreeMap<String, Ipv4Addr>>,
+    restart: Arc<Notify>,
+    addons: Mutex<Option<[u8; 32]>>,
+    stop: CancellationToken,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// What a link is made from.
+pub struct Target {
+    /// The cluster, to be woken.
+    pub cluster: ObjectRef<TenantCluster>,
+    /// `https://<address>:<port>` of its API Service.
+    pub endpoint: String,
+    /// The operator's certificate for it.
+    pub credential: Credential,
+    /// Signs kubelets' certificates.
+    pub authorities: Arc<Authorities>,
+}
+
+impl Link {
+    /// Starts the connection.
+    pub async fn open(
+        target: Target,
+        slots: BTreeMap<String, Ipv4Addr>,
+        wake: mpsc::UnboundedSender<ObjectRef<TenantCluster>>,
+    ) -> Result<Self, LinkError> {
+        let client = client(&target).await?;
+        let (slots, slots_seen) = watch::channel(slots);
+        let link = Link {
+            applier: Applier::new(client.clone(), FIELD_MANAGER),
+            client: client.clone(),
+            credential: target.credential,
+            endpoint: target.endpoint,
+            view: Arc::default(),
+            slots,
+            restart: Arc::default(),
+            addons: Mutex::default(),
+            stop: CancellationToken::new(),
+        };
+        let task = Task {
+            client,
+            cluster: target.cluster,
+            authorities: target.authorities,
+            view: link.view.clone(),
+            slots: slots_seen,
+            restart: link.restart.clone(),
+            wake,
+        };
+        let stop = link.stop.clone();
+        tokio::spawn(async move { stop.run_until_cancelled(task.run()).await });
+        Ok(link)
+    }
+
+    /// Whether it can go on as it is.
+    pub fn serves(&self, endpoint: &str, now: Timestamp) -> bool {
+        let margin = jiff::SignedDuration::from_hours(24 * 100);
+        self.endpoint == endpoint && self.credential.not_after.duration_since(now) > margin
+    }
+
+    /// What is known of the tenant now.
+    pub fn view(&self) -> View {
+        lock(&self.view).clone()
+    }
+
+    /// The tenant's slots, whose kubelets may have certificates.
+    pub fn set_slots(&self, slots: BTreeMap<String, Ipv4Addr>) {
+        self.slots.send_if_modified(|known| {
+            let changed = *known != slots;
+            *known = slots;
+            changed
+        });
+    }
+
+    /// The machine behind it stopped: what is known is no longer true.
+    pub fn reset(&self) {
+        let mut view = lock(&self.view);
+        if view.version.take().is_some() {
+            view.listed = false;
+            self.restart.notify_one();
+        }
+    }
+
+    /// A client of the tenant.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Writes into the tenant.
+    pub fn applier(&self) -> &Applier {
+        &self.applier
+    }
+
+    /// Whether add-ons with this hash were applied through this link.
+    pub fn has_addons(&self, hash: [u8; 32]) -> bool {
+        *lock(&self.addons) == Some(hash)
+    }
+
+    /// Remembers that they were.
+    pub fn set_addons(&self, hash: [u8; 32]) {
+        *lock(&self.addons) = Some(hash);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn client(target: &Target) -> Result<Client, LinkError> {
+    let text = Kubeconfig {
+        cluster: "tenant",
+        user: "operator",
+        server: &target.endpoint,
+        ca_pem: target.authorities.issuer(Authority::Cluster).certificate_pem(),
+        auth: KubeconfigAuth::Inline(&target.credential),
+    }
+    .render();
+    let file = KubeconfigFile::from_yaml(&text).map_err(LinkError::Config)?;
+    let options = KubeConfigOptions::default();
+    let mut config = Config::from_custom_kubeconfig(file, &options)
+        .await
+        .map_err(LinkError::Config)?;
+    config.connect_timeout = Some(CONNECT);
+    // Retries are ours: we want to know at once, and say, that it does not answer.
+    config.default_retry = false;
+    Client::try_from(config).map_err(LinkError::Client)
+}
+
+struct Task {
+    client: Client,
+    cluster: ObjectRef<TenantCluster>,
+    authorities: Arc<Authorities>,
+    view: Arc<Mutex<View>>,
+    slots: watch::Receiver<BTreeMap<String, Ipv4Addr>>,
+    restart: Arc<Notify>,
+    wake: mpsc::UnboundedSender<ObjectRef<TenantCluster>>,
+}
+
+impl Task {
+    async fn run(self) {
+        loop {
+            self.until_ready().await;
+            let outcome = tokio::select! {
+                outcome = self.follow() => outcome,
+                () = self.restart.notified() => Ok(()),
+            };
+            if let Err(error) = outcome {
+                tracing::info!(cluster = %self.cluster, error = chain(&error), "the connection to the tenant broke");
+                lock(&self.view).waiting = chain(&error);
+            }
+            let mut view = lock(&self.view);
+            view.version = None;
+            view.listed = false;
+            drop(view);
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        // Nobody listens any more only when the operator stops.
+        let _ = self.wake.unbounded_send(self.cluster.clone());
+    }
+
+    async fn until_ready(&self) {
+        loop {
+            match tokio::time::timeout(ANSWER, self.version()).await {
+                Ok(Ok(version)) => {
+                    tracing::info!(cluster = %self.cluster, version, "the tenant's API server is ready");
+                    lock(&self.view).version = Some(version);
+                    self.wake();
+                    return;
+                }
+                Ok(Err(error)) => lock(&self.view).waiting = chain(&error),
+                Err(_) => lock(&self.view).waiting = format!("no answer within {} s", ANSWER.as_secs()),
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn version(&self) -> Result<String, LinkError> {
+        let request = http::Request::get("/readyz")
+            .body(Vec::new())
+            .map_err(kube::Error::HttpError);
+        let not_ready = |source| LinkError::Api("answer /readyz", source);
+        self.client
+            .request_text(request.map_err(not_ready)?)
+            .await
+            .map_err(not_ready)?;
+        let info = self
+            .client
+            .apiserver_version()
+            .await
+            .map_err(|source| LinkError::Api("tell its version", source))?;
+        Ok(info.git_version)
+    }
+
+    /// Follows nodes and requests until the API server no longer answers.
+    async fn follow(&self) -> Result<(), LinkError> {
+        let nodes = Api::<Node>::all(self.client.clone());
+        let requests = Api::<CertificateSigningRequest>::all(self.client.clone());
+        let mut nodes = watcher(nodes, watcher::Config::default()).default_backoff().boxed();
+        let mut requests_seen = watcher(requests, watcher::Config::default()).default_backoff().boxed();
+        let mut slots = self.slots.clone();
+        slots.mark_unchanged();
+        let mut listing = BTreeMap::new();
+        loop {
+            tokio::select! {
+                event = nodes.next() => match event {
+                    Some(Ok(event)) => self.node(event, &mut listing),
+                    Some(Err(error)) => self.after(error).await?,
+                    None => return Ok(()),
+                },
+                event = requests_seen.next() => match event {
+                    Some(Ok(watcher::Event::Apply(csr) | watcher::Event::InitApply(csr))) => self.answer(&csr).await?,
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => self.after(error).await?,
+                    None => return Ok(()),
+                },
+                changed = slots.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    self.answer_all().await?;
+                }
+            }
+        }
+    }
+
+    /// A watch that ended is started again by itself; one that ended because nobody is there any more ends the link.
+    async fn after(&self, error: watcher::Error) -> Result<(), LinkError> {
+        match tokio::time::timeout(ANSWER, self.version()).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(LinkError::Watch(error)),
+        }
+    }
+
+    fn node(&self, event: watcher::Event<Node>, listing: &mut BTreeMap<String, NodeFacts>) {
+        let mut view = lock(&self.view);
+        let changed = match event {
+            watcher::Event::Apply(node) => {
+                let facts = NodeFacts::of(&node);
+                view.nodes.insert(node.name_any(), facts.clone()) != Some(facts)
+            }
+            watcher::Event::Delete(node) => view.nodes.remove(&node.name_any()).is_some(),
+            watcher::Event::Init => {
+                listing.clear();
+                false
+            }
+            watcher::Event::InitApply(node) => {
+                listing.insert(node.name_any(), NodeFacts::of(&node));
+                false
+            }
+            watcher::Event::InitDone => {
+                let fresh = std::mem::take(listing);
+                let changed = !view.listed || view.nodes != fresh;
+                view.nodes = fresh;
+                view.listed = true;
+                changed
+            }
+        };
+        drop(view);
+        if changed {
+            self.wake();
+        }
+    }
+
+    async fn answer_all(&self) -> Result<(), LinkError> {
+        let api = Api::<CertificateSigningRequest>::all(self.client.clone());
+        let all = api.list(&ListParams::default()).await;
+        for csr in all.map_err(|source| LinkError::Api("list certificate requests", source))? {
+            self.answer(&csr).await?;
+        }
+        Ok(())
+    }
+
+    async fn answer(&self, csr: &CertificateSigningRequest) -> Result<(), LinkError> {
+        let verdict = judge(csr, &self.slots.borrow());
+        let name = csr.name_any();
+        match verdict {
+            Verdict::Leave => Ok(()),
+            Verdict::Deny(reason) => {
+                tracing::warn!(cluster = %self.cluster, csr = name, reason, "denies a kubelet's certificate request");
+                self.conclude(csr, "Denied", &reason).await
+            }
+            Verdict::Sign(signed) => {
+                let (request, leaf) = *signed;
+                let issuer = self.authorities.issuer(Authority::Cluster);
+                let certificate = issuer.sign(&request, &leaf).await.map_err(LinkError::Sign)?;
+                self.conclude(csr, "Approved", "a slot of this cluster").await?;
+                let body = json!({"status": {"certificate": ByteString(certificate.chain_pem.into_bytes())}});
+                let api = Api::<CertificateSigningRequest>::all(self.client.clone());
+                tracing::info!(cluster = %self.cluster, csr = name, subject = leaf.common_name, "signs a kubelet's certificate");
+                gone_is_fine(
+                    api.patch_status(&name, &PatchParams::default(), &Patch::Merge(body))
+                        .await,
+                )
+            }
+        }
+    }
+
+    async fn conclude(&self, csr: &CertificateSigningRequest, type_: &str, message: &str) -> Result<(), LinkError> {
+        let conditions = csr
+            .status
+            .as_ref()
+            .and_then(|status| status.conditions.clone())
+            .unwrap_or_default();
+        if conditions.iter().any(|condition| condition.type_ == type_) {
+            return Ok(());
+        }
+        let now = Some(Time(Timestamp::now()));
+        let condition = CertificateSigningRequestCondition {
+            type_: type_.to_owned(),
+            status: "True".to_owned(),
+            reason: Some("Kubernest".to_owned()),
+            message: Some(message.to_owned()),
+            last_update_time: now.clone(),
+            last_transition_time: now,
+        };
+        let body = json!({"status": {"conditions": [condition]}});
+        let api = Api::<CertificateSigningRequest>::all(self.client.clone());
+        gone_is_fine(
+            api.patch_approval(&csr.name_any(), &PatchParams::default(), &Patch::Merge(body))
+                .await,
+        )
+    }
+}
+
+fn gone_is_fine<T>(result: kube::Result<T>) -> Result<(), LinkError> {
+    match result {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        other => other
+            .map(drop)
+            .map_err(|source| LinkError::Api("take a certificate", source)),
+    }
+}

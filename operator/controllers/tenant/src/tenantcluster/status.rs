@@ -1,0 +1,474 @@
+//! What a cluster's status says: pure, from what was applied and observed in this reconcile.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kubernest_crds::{
+    Certificate, IngressRoute, Phase, Slot as SlotRow, TenantCluster, TenantClusterStatus, conditions as types, reasons,
+};
+use kubernest_runtime::conditions::{self, Status};
+
+use super::{
+    build::{
+        network::{API_PORT, Network},
+        slots::Slot,
+    },
+    link::{NodeFacts, View},
+    validate::Validated,
+};
+
+/// Certificates that status lists at most.
+const CERTIFICATES: usize = 64;
+/// Slots that a message names at most.
+const NAMED: usize = 3;
+
+/// How far a reconcile came, and what it saw.
+#[derive(Default)]
+pub struct Progress {
+    /// The cluster could be parsed.
+    pub valid: Option<Validated>,
+    /// The network is allocated.
+    pub network: Option<Network>,
+    /// Network objects are applied; the API Service's address.
+    pub cluster_ip: Option<IpAddr>,
+    /// Keys, certificates and the kubeconfig are stored.
+    pub pki: bool,
+    /// Certificates and when they end.
+    pub certificates: Vec<(String, Timestamp)>,
+    /// Slots, applied.
+    pub slots: Vec<SlotState>,
+    /// Slots that are being removed.
+    pub leaving: Vec<String>,
+    /// The tenant, once there is a connection to it.
+    pub view: View,
+    /// Add-ons are applied.
+    pub addons: bool,
+    /// CoreDNS answers.
+    pub dns: bool,
+}
+
+/// A slot as it is.
+#[derive(Clone, Debug)]
+pub struct SlotState {
+    /// The slot.
+    pub slot: Slot,
+    /// The machine is Ready.
+    pub machine_ready: bool,
+    /// The machine's state in one word.
+    pub machine: String,
+    /// Its node in the tenant.
+    pub node: Option<NodeFacts>,
+    /// What its guest said last.
+    pub console: String,
+}
+
+impl SlotState {
+    fn node_ready(&self) -> bool {
+        self.node.as_ref().is_some_and(|node| node.ready)
+    }
+
+    /// Why the slot is not up, in one sentence.
+    fn waiting(&self) -> String {
+        let name = &self.slot.name;
+        let state = match &self.node {
+            _ if !self.machine_ready => format!("{name}: the virtual machine is {}", self.machine),
+            None => format!("{name}: the virtual machine runs and has not joined yet"),
+            Some(node) if node.message.is_empty() => format!("{name}: the node is not Ready"),
+            Some(node) => format!("{name}: {}", node.message),
+        };
+        if self.console.is_empty() {
+            state
+        } else {
+            format!("{state} (the guest said: {})", self.console)
+        }
+    }
+}
+
+/// What went wrong in a reconcile.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The step.
+    pub step: &'static str,
+    /// The error and its causes.
+    pub message: String,
+    /// Trying again changes nothing: the reason that stands in the condition instead of Error.
+    pub terminal: Option<&'static str>,
+}
+
+/// A condition before it has a time.
+struct Verdict {
+    status: Status,
+    reason: &'static str,
+    message: String,
+}
+
+fn holds(message: impl Into<String>) -> Verdict {
+    Verdict {
+        status: Status::True,
+        reason: reasons::AVAILABLE,
+        message: message.into(),
+    }
+}
+
+fn waits(reason: &'static str, message: impl Into<String>) -> Verdict {
+    Verdict {
+        status: Status::False,
+        reason,
+        message: message.into(),
+    }
+}
+
+/// The status after a reconcile.
+pub fn derive(
+    cluster: &TenantCluster,
+    progress: &Progress,
+    failure: Option<&Failure>,
+    now: Timestamp,
+) -> TenantClusterStatus {
+    let previous = cluster.status.clone().unwrap_or_default();
+    let mut status = TenantClusterStatus {
+        observed_generation: cluster.metadata.generation,
+        conditions: previous.conditions.clone(),
+        version: progress.view.version.clone().or(previous.version.clone()),
+        vni: progress.network.map(|network| network.vni).or(previous.vni),
+        node_cidr: progress
+            .network
+            .map(|network| network.node_cidr.to_string())
+            .or(previous.node_cidr.clone()),
+        ..TenantClusterStatus::default()
+    };
+    if let Some(valid) = &progress.valid {
+        status.endpoint = Some(valid.endpoint());
+        let route = |address: IpAddr| IngressRoute {
+            host: valid.host.clone(),
+            address: address.to_string(),
+            port: API_PORT,
+        };
+        status.ingress = progress.cluster_ip.map(route).or(previous.ingress.clone());
+    }
+    if progress.slots.is_empty() {
+        (status.slots, status.nodes) = (previous.slots.clone(), previous.nodes.clone());
+        status.certificates = previous.certificates.clone();
+    } else {
+        status.slots = progress.slots.iter().map(row).collect();
+        let ready = progress.slots.iter().filter(|slot| slot.node_ready()).count();
+        status.nodes = Some(format!("{ready}/{}", progress.slots.len()));
+        let list = progress.certificates.iter().take(CERTIFICATES);
+        status.certificates = list
+            .map(|(name, end)| Certificate {
+                name: name.clone(),
+                not_after: Time(*end),
+            })
+            .collect();
+    }
+    let all = verdicts(progress, failure);
+    let mut set = |type_: &str, verdict: &Verdict| {
+        let generation = cluster.metadata.generation;
+        let Verdict {
+            status: value,
+            reason,
+            message,
+        } = verdict;
+        conditions::set_at(&mut status.conditions, type_, *value, reason, message, generation, now);
+    };
+    let ready = overall(&all, failure);
+    set(types::READY, &ready);
+    for (type_, verdict) in &all {
+        set(type_, verdict);
+    }
+    let was_ready = matches!(previous.phase, Phase::Ready | Phase::Degraded);
+    status.phase = match failure {
+        Some(failure) if failure.terminal.is_some() => Phase::Failed,
+        _ if ready.status == Status::True => Phase::Ready,
+        _ if was_ready => Phase::Degraded,
+        _ if progress.network.is_none() => Phase::Pending,
+        _ => Phase::Provisioning,
+    };
+    status
+}
+
+fn row(state: &SlotState) -> SlotRow {
+    SlotRow {
+        name: state.slot.name.clone(),
+        role: state.slot.role,
+        pool: state.slot.pool.clone(),
+        ip: state.slot.ip.to_string(),
+        mac: state.slot.mac.clone(),
+        machine_ready: state.machine_ready,
+        node_ready: state.node_ready(),
+    }
+}
+
+fn verdicts(progress: &Progress, failure: Option<&Failure>) -> [(&'static str, Verdict); 6] {
+    let failed = |what: &str| match failure {
+        Some(failure) => waits(
+            failure.terminal.unwrap_or(reasons::ERROR),
+            format!("{what}: the step {:?} failed: {}", failure.step, failure.message),
+        ),
+        None => waits(reasons::IN_PROGRESS, what),
+    };
+    let network = match (progress.network, progress.cluster_ip) {
+        (Some(network), Some(_)) => holds(format!("VNI {}, nodes in {}", network.vni, network.node_cidr)),
+        _ => failed("allocating the tenant's network"),
+    };
+    let pki = if progress.pki {
+        holds("keys, certificates and the admin kubeconfig are stored")
+    } else {
+        failed("making keys and certificates")
+    };
+    let control_plane = control_plane(progress).unwrap_or_else(|| failed("making the control plane's virtual machine"));
+    let api = control_plane.status == Status::True;
+    let first = || waits(reasons::WAITING, "waits for the control plane");
+    let addons = match (api, progress.addons, progress.dns) {
+        (false, ..) => first(),
+        (true, false, _) => failed("applying flannel and CoreDNS in the tenant"),
+        (true, true, false) => waits(
+            reasons::IN_PROGRESS,
+            "waits for CoreDNS to answer; it starts once a node is Ready",
+        ),
+        (true, true, true) => holds("flannel and CoreDNS run"),
+    };
+    let nodes = if api { nodes(progress) } else { first() };
+    let ingress = match (&progress.valid, progress.cluster_ip, api) {
+        (Some(valid), Some(address), true) => holds(format!("{} leads to {address}:{API_PORT}", valid.host)),
+        (Some(_), Some(_), false) => first(),
+        _ => failed("making the API Service"),
+    };
+    [
+        (types::NETWORK_READY, network),
+        (types::PKI_READY, pki),
+        (types::CONTROL_PLANE_READY, control_plane),
+        (types::ADDONS_READY, addons),
+        (types::NODES_READY, nodes),
+        (types::INGRESS_READY, ingress),
+    ]
+}
+
+/// None while there is no machine yet.
+fn control_plane(progress: &Progress) -> Option<Verdict> {
+    let state = progress.slots.iter().find(|state| state.slot.is_control_plane())?;
+    if !state.machine_ready {
+        return Some(waits(reasons::MACHINES_STARTING, state.waiting()));
+    }
+    Some(match &progress.view.version {
+        Some(version) => holds(format!("the API server answers, {version}")),
+        None => {
+            let mut message = format!(
+                "{}: the virtual machine runs, its API server does not answer yet",
+                state.slot.name
+            );
+            if !state.console.is_empty() {
+                message.push_str(&format!(" (the guest said: {})", state.console));
+            } else if !progress.view.waiting.is_empty() {
+                message.push_str(&format!(" ({})", progress.view.waiting));
+            }
+            waits(reasons::API_SERVER_STARTING, message)
+        }
+    })
+}
+
+fn nodes(progress: &Progress) -> Verdict {
+    let missing: Vec<_> = progress.slots.iter().filter(|state| !state.node_ready()).collect();
+    if missing.is_empty() {
+        return holds(format!("{0} of {0} nodes are Ready", progress.slots.len()));
+    }
+    let mut text = missing
+        .iter()
+        .take(NAMED)
+        .map(|state| state.waiting())
+        .collect::<Vec<_>>()
+        .join("; ");
+    if missing.len() > NAMED {
+        text.push_str(&format!("; and {} more", missing.len() - NAMED));
+    }
+    let reason = if missing.iter().any(|state| !state.machine_ready) {
+        reasons::MACHINES_STARTING
+    } else {
+        reasons::NODES_NOT_READY
+    };
+    waits(reason, text)
+}
+
+fn overall(all: &[(&'static str, Verdict)], failure: Option<&Failure>) -> Verdict {
+    if let Some(failure) = failure {
+        let next = if failure.terminal.is_some() {
+            ""
+        } else {
+            "; it is tried again"
+        };
+        let message = format!("the step {:?} failed: {}{next}", failure.step, failure.message);
+        return waits(failure.terminal.unwrap_or(reasons::ERROR), message);
+    }
+    match all.iter().find(|(_, verdict)| verdict.status != Status::True) {
+        Some((_, verdict)) => waits(verdict.reason, verdict.message.clone()),
+        None => holds("everything that was asked for runs"),
+    }
+}
+
+/// The status of a cluster that is being taken down.
+pub fn deleting(cluster: &TenantCluster, waiting: &str, now: Timestamp) -> TenantClusterStatus {
+    let mut status = cluster.status.clone().unwrap_or_default();
+    status.phase = Phase::Deleting;
+    status.observed_generation = cluster.metadata.generation;
+    let generation = cluster.metadata.generation;
+    let message = format!("the cluster is being deleted: {waiting}");
+    conditions::set_at(
+        &mut status.conditions,
+        types::READY,
+        Status::False,
+        reasons::DELETING,
+        &message,
+        generation,
+        now,
+    );
+    // No new connection is led to it.
+    status.ingress = None;
+    status
+}
+
+/// What became true since the last status, as (reason, note) of an event each.
+pub fn milestones(before: &[Condition], after: &[Condition]) -> Vec<(String, String)> {
+    let was: BTreeSet<&str> = before
+        .iter()
+        .filter(|condition| condition.status == "True")
+        .map(|c| c.type_.as_str())
+        .collect();
+    let new = after
+        .iter()
+        .filter(|condition| condition.status == "True" && !was.contains(condition.type_.as_str()));
+    new.map(|condition| (condition.type_.clone(), condition.message.clone()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::tenantcluster::{
+        build::slots::{plan, tests::network},
+        validate::{
+            tests::{cluster, options},
+            validate,
+        },
+    };
+
+    fn progress(cluster: &TenantCluster) -> Progress {
+        let valid = validate(cluster, &options()).unwrap();
+        let slots = plan(&valid, &network(), &BTreeMap::new()).unwrap();
+        let state = |slot| SlotState {
+            slot,
+            machine_ready: true,
+            machine: "Running".into(),
+            node: Some(NodeFacts {
+                ready: true,
+                ..NodeFacts::default()
+            }),
+            console: String::new(),
+        };
+        Progress {
+            valid: Some(valid),
+            network: Some(network()),
+            cluster_ip: Some("10.96.0.7".parse().unwrap()),
+            pki: true,
+            certificates: vec![("ca".into(), at(1000))],
+            slots: slots.into_iter().map(state).collect(),
+            leaving: Vec::new(),
+            view: View {
+                version: Some("v1.35.4".into()),
+                listed: true,
+                ..View::default()
+            },
+            addons: true,
+            dns: true,
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn condition<'a>(status: &'a TenantClusterStatus, type_: &str) -> &'a Condition {
+        conditions::get(&status.conditions, type_).unwrap()
+    }
+
+    #[test]
+    fn status_of_a_cluster_that_runs() {
+        let cluster = cluster(json!({"version": "v1.35.4"}));
+        insta::assert_yaml_snapshot!(derive(&cluster, &progress(&cluster), None, at(100)));
+    }
+
+    #[test]
+    fn status_says_the_same_twice() {
+        let mut cluster = cluster(json!({"version": "v1.35.4"}));
+        let first = derive(&cluster, &progress(&cluster), None, at(100));
+        cluster.status = Some(first.clone());
+        assert_eq!(derive(&cluster, &progress(&cluster), None, at(200)), first);
+    }
+
+    #[test]
+    fn status_names_what_the_guest_said() {
+        let cluster = cluster(json!({"version": "v1.35.4"}));
+        let mut progress = progress(&cluster);
+        progress.view.version = None;
+        progress.slots[0].node = None;
+        progress.slots[0].console = "kubernest-guest: disk: FAILED".into();
+        let status = derive(&cluster, &progress, None, at(100));
+        assert_eq!(status.phase, Phase::Provisioning);
+        let ready = condition(&status, types::READY);
+        assert_eq!(ready.reason, reasons::API_SERVER_STARTING);
+        assert!(
+            ready.message.contains("kubernest-guest: disk: FAILED"),
+            "{}",
+            ready.message
+        );
+        assert_eq!(condition(&status, types::NODES_READY).reason, reasons::WAITING);
+    }
+
+    #[test]
+    fn status_is_degraded_after_it_was_ready() {
+        let mut cluster = cluster(json!({"version": "v1.35.4"}));
+        let mut progress = progress(&cluster);
+        cluster.status = Some(derive(&cluster, &progress, None, at(100)));
+        progress.slots[1].machine_ready = false;
+        progress.slots[1].machine = "Starting".into();
+        progress.slots[1].node = None;
+        let status = derive(&cluster, &progress, None, at(200));
+        assert_eq!((status.phase, status.nodes.as_deref()), (Phase::Degraded, Some("1/2")));
+        let nodes = condition(&status, types::NODES_READY);
+        assert_eq!(nodes.message, "customera-default-0: the virtual machine is Starting");
+    }
+
+    #[test]
+    fn status_names_the_step_that_failed() {
+        let cluster = cluster(json!({"version": "v1.35.4"}));
+        let failure = Failure {
+            step: "network",
+            message: "no free VNI".into(),
+            terminal: Some(reasons::EXHAUSTED),
+        };
+        let status = derive(&cluster, &Progress::default(), Some(&failure), at(100));
+        assert_eq!(status.phase, Phase::Failed);
+        assert_eq!(condition(&status, types::READY).reason, reasons::EXHAUSTED);
+        assert!(condition(&status, types::NETWORK_READY).message.contains("no free VNI"));
+    }
+
+    #[test]
+    fn status_milestones_are_what_became_true() {
+        let cluster = cluster(json!({"version": "v1.35.4"}));
+        let mut progress = progress(&cluster);
+        progress.dns = false;
+        let before = derive(&cluster, &progress, None, at(100)).conditions;
+        progress.dns = true;
+        let after = derive(&cluster, &progress, None, at(200)).conditions;
+        let reasons: Vec<_> = milestones(&before, &after)
+            .into_iter()
+            .map(|(reason, _)| reason)
+            .collect();
+        assert_eq!(reasons, ["Ready", "AddonsReady"]);
+        assert!(milestones(&after, &after).is_empty());
+    }
+}
