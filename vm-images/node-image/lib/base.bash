@@ -7,7 +7,7 @@ base_unwanted=(
 	etc/apt etc/cron.daily etc/dpkg etc/logrotate.d etc/systemd/system/multi-user.target.wants usr/lib/apt usr/lib/dpkg
 	usr/lib/locale usr/lib/systemd/catalog usr/lib/systemd/system-generators usr/lib/systemd/user
 	usr/lib/systemd/user-generators usr/lib/systemd/system-environment-generators usr/lib/udev usr/lib/x86_64-linux-gnu/gconv
-	usr/lib/x86_64-linux-gnu/perl-base usr/bin/perl usr/share/bash-completion usr/share/bug usr/share/doc usr/share/doc-base
+	usr/lib/x86_64-linux-gnu/perl usr/lib/x86_64-linux-gnu/perl-base usr/bin/perl usr/share/bash-completion usr/share/bug usr/share/doc usr/share/doc-base
 	usr/share/dpkg usr/share/info usr/share/lintian usr/share/locale usr/share/man usr/share/menu usr/share/perl
 	usr/share/perl5 usr/share/perl-base usr/share/pixmaps usr/share/zoneinfo usr/share/zsh var/cache var/lib/apt
 	var/lib/dpkg var/log/apt
@@ -44,7 +44,7 @@ base_build() {
 	packages=$(base_packages)
 	mmdebstrap --quiet --mode=root --variant=essential --format=directory \
 		--aptopt='APT::Install-Recommends "false"' \
-		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+		--dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
 		--dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
 		--include="${packages// /,}" \
 		--skip=cleanup/apt \
@@ -93,6 +93,8 @@ base_trim() {
 	(cd "$root" && rm -rf "${base_unwanted[@]}")
 	# journald, and what PID 1 itself needs, is all of systemd that runs here.
 	find "$root/etc/systemd/system" -mindepth 1 -delete
+	rm -f "$root"/usr/lib/x86_64-linux-gnu/libperl.so* "$root"/usr/bin/perl5* "$root"/usr/bin/networkctl \
+		"$root"/usr/lib/systemd/systemd-{networkd,resolved,logind,homed,timesyncd,machined}*
 	rm -f "$root"/etc/machine-id "$root"/etc/resolv.conf "$root"/etc/hostname "$root"/initrd.img* "$root"/vmlinuz*
 	# Empty, not missing: a missing one makes systemd think of a first boot and enable everything.
 	: >"$root/etc/machine-id"

@@ -38,7 +38,7 @@ container_images() {
 
 # container_build NAME BASE ARCHIVE
 container_build() {
-	local name=$1 base=$2 context=$scratch/context-$1 root=$scratch/flannel-root
+	local name=$1 base=$2 command context=$scratch/context-$1 root=$scratch/flannel-root
 	cp -a "$here/images/$name" "$context"
 	case $name in
 	coredns) cp "$(component coredns)/bin/coredns" "$context/" ;;
@@ -49,9 +49,10 @@ container_build() {
 		tar -C "$root" -xf "$base"
 		closure "$root" "$context/rootfs" /usr/sbin/nft /usr/sbin/xtables-nft-multi
 		cp -a "$root/usr/lib/x86_64-linux-gnu/xtables" "$context/rootfs/usr/lib/x86_64-linux-gnu/"
-		ln -s xtables-nft-multi "$context/rootfs/usr/sbin/iptables"
-		ln -s xtables-nft-multi "$context/rootfs/usr/sbin/iptables-restore"
-		ln -s xtables-nft-multi "$context/rootfs/usr/sbin/iptables-save"
+		# flanneld tidies up both kinds of rules whatever it is told to use.
+		for command in iptables iptables-{restore,save} ip6tables ip6tables-{restore,save}; do
+			ln -s xtables-nft-multi "$context/rootfs/usr/sbin/$command"
+		done
 		cp "$root/etc/protocols" "$context/rootfs/etc/" 2>/dev/null || true
 		rm -rf "$root"
 		;;
