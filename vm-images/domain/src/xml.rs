@@ -251,7 +251,7 @@ fn block(disk: &Disk, letters: &mut Letters, slots: &mut Slots) -> Element {
     if let Some(order) = disk.boot_order {
         element.push(el("boot").attr("order", order));
     }
-    element.push(el("alias").attr("name", format!("ua-{}", disk.name)));
+    element.push(el("alias").attr("name", format!("ua-disk-{}", disk.name)));
     if disk.bus == Bus::Virtio {
         element.push(slots.next());
     }
@@ -285,7 +285,7 @@ fn interface(nic: &Nic) -> Element {
         // An option ROM is only good for booting, and costs memory and start time.
         None => interface.push(el("rom").attr("enabled", "no")),
     }
-    interface.push(el("alias").attr("name", format!("ua-{}", nic.name)));
+    interface.push(el("alias").attr("name", format!("ua-nic-{}", nic.name)));
     interface
 }
 

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -15,7 +14,7 @@ use crate::lines::{Lines, Tail};
 /// The last lines of a console that is being read.
 #[derive(Clone, Debug, Default)]
 pub struct Console {
-    tail: Arc<Mutex<Tail>>,
+    tail: Tail,
 }
 
 impl Console {
@@ -40,7 +39,7 @@ impl Console {
 
     /// Oldest first.
     pub fn tail(&self) -> Vec<String> {
-        self.tail.lock().unwrap_or_else(PoisonError::into_inner).to_vec()
+        self.tail.to_vec()
     }
 
     async fn copy(&self, mut stream: UnixStream) -> io::Result<()> {
@@ -50,18 +49,15 @@ impl Console {
         loop {
             let n = stream.read(&mut buffer).await?;
             let mut out = Vec::with_capacity(n + 1);
-            {
-                let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut say = |line: &[u8]| {
-                    tail.push(line);
-                    out.extend_from_slice(line);
-                    out.push(b'\n');
-                };
-                if n == 0 {
-                    lines.finish(&mut say);
-                } else {
-                    lines.push(&buffer[..n], &mut say);
-                }
+            let say = |line: &[u8]| {
+                self.tail.push(line);
+                out.extend_from_slice(line);
+                out.push(b'\n');
+            };
+            if n == 0 {
+                lines.finish(say);
+            } else {
+                lines.push(&buffer[..n], say);
             }
             stdout.write_all(&out).await?;
             stdout.flush().await?;

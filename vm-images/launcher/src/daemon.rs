@@ -10,10 +10,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use kubernest_domain::paths;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 use crate::hypervisor::{Hypervisor, HypervisorError};
-use crate::{capabilities, helper};
+use crate::{
+    capabilities,
+    helper::{self, Helper},
+};
 
 const QEMU_CONF: &str = r#"stdio_handler = "file"
 cgroup_controllers = []
@@ -56,8 +59,13 @@ pub enum DaemonError {
         source: io::Error,
     },
     /// It ended at once.
-    #[error("libvirtd ended with {0}; its log lines above say why")]
-    Ended(std::process::ExitStatus),
+    #[error("libvirtd ended with {status}: {said}")]
+    Ended {
+        /// How.
+        status: std::process::ExitStatus,
+        /// The last it said.
+        said: String,
+    },
     /// It never answered.
     #[error("libvirtd did not answer within 30 s")]
     Silent(#[source] HypervisorError),
@@ -86,7 +94,7 @@ pub fn qemu_log(domain: &str) -> PathBuf {
 }
 
 /// Starts libvirtd and connects to it.
-pub async fn start(libvirtd: &Path, capability_cache: &Path) -> Result<(Child, Hypervisor), DaemonError> {
+pub async fn start(libvirtd: &Path, capability_cache: &Path) -> Result<(Helper, Hypervisor), DaemonError> {
     let session = Session {
         home: paths::RUN.into(),
     };
@@ -102,7 +110,7 @@ pub async fn start(libvirtd: &Path, capability_cache: &Path) -> Result<(Child, H
         .env("TMPDIR", session.dir("tmp"))
         .env_remove(kubernest_domain::LAUNCH_ENV)
         .stdin(Stdio::null());
-    let mut child = helper::spawn("libvirtd", command).map_err(|source| DaemonError::Start {
+    let mut daemon = helper::spawn("libvirtd", command).map_err(|source| DaemonError::Start {
         path: libvirtd.to_owned(),
         source,
     })?;
@@ -113,8 +121,8 @@ pub async fn start(libvirtd: &Path, capability_cache: &Path) -> Result<(Child, H
     loop {
         tokio::select! {
             _ = retry.tick() => {}
-            status = child.wait() => match status {
-                Ok(status) => return Err(DaemonError::Ended(status)),
+            status = daemon.child.wait() => match status {
+                Ok(status) => return Err(DaemonError::Ended { status, said: daemon.tail.to_vec().join("; ") }),
                 Err(source) => return Err(DaemonError::Start { path: libvirtd.to_owned(), source }),
             },
         }
@@ -122,7 +130,7 @@ pub async fn start(libvirtd: &Path, capability_cache: &Path) -> Result<(Child, H
             continue;
         }
         match connect(&socket).await {
-            Ok(hypervisor) => return Ok((child, hypervisor)),
+            Ok(hypervisor) => return Ok((daemon, hypervisor)),
             Err(error) if tokio::time::Instant::now() >= deadline => return Err(DaemonError::Silent(error)),
             Err(_) => {}
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 
-use crate::lines::Lines;
+use crate::lines::{Lines, Tail};
 
 /// How long a one-shot helper may take.
 const ONE_SHOT_LIMIT: Duration = Duration::from_secs(60);
@@ -96,26 +96,41 @@ async fn bounded(stream: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> 
     Ok(bytes)
 }
 
-/// Starts a helper that runs as long as the machine; what it says is logged under its name.
-pub fn spawn(name: &str, mut command: Command) -> io::Result<Child> {
+/// A helper that runs as long as the machine.
+#[derive(Debug)]
+pub struct Helper {
+    /// What it is, for logs and messages.
+    pub name: String,
+    /// Its process; killed when dropped.
+    pub child: Child,
+    /// The last it said.
+    pub tail: Tail,
+}
+
+/// Starts a helper that runs as long as the machine; what it says is kept, and logged at level `debug`.
+pub fn spawn(name: impl Into<String>, mut command: Command) -> io::Result<Helper> {
+    let (name, tail) = (name.into(), Tail::default());
     let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
     if let Some(stdout) = child.stdout.take() {
-        tokio::spawn(log(name.to_owned(), stdout));
+        tokio::spawn(log(name.clone(), tail.clone(), stdout));
     }
     if let Some(stderr) = child.stderr.take() {
-        tokio::spawn(log(name.to_owned(), stderr));
+        tokio::spawn(log(name.clone(), tail.clone(), stderr));
     }
-    Ok(child)
+    Ok(Helper { name, child, tail })
 }
 
-async fn log(name: String, mut stream: impl AsyncRead + Unpin) {
+async fn log(name: String, tail: Tail, mut stream: impl AsyncRead + Unpin) {
     let mut lines = Lines::default();
     let mut buffer = [0; 4096];
-    let say = |line: &[u8]| tracing::info!(helper = name, "{}", String::from_utf8_lossy(line));
+    let say = |line: &[u8]| {
+        tail.push(line);
+        tracing::debug!(helper = name, "{}", String::from_utf8_lossy(line));
+    };
     while let Ok(n @ 1..) = stream.read(&mut buffer).await {
         lines.push(&buffer[..n], say);
     }

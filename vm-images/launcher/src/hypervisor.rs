@@ -156,7 +156,7 @@ unsafe extern "C" fn on_lifecycle(
 ) -> c_int {
     // SAFETY: `opaque` is the box of `subscribe`, alive as long as the callback is registered, only ever borrowed.
     let events = unsafe { &*opaque.cast::<mpsc::UnboundedSender<Input>>() };
-    tracing::info!(event, detail, "lifecycle");
+    tracing::debug!(event, detail, "lifecycle");
     if let Some(input) = lifecycle(event, detail) {
         // The receiver is gone only when the launcher is ending.
         let _ = events.send(input);
@@ -178,6 +178,7 @@ fn lifecycle(event: c_int, detail: c_int) -> Option<Input> {
             Input::Paused("qemu paused the guest on an internal error: can this KVM run its kernel?")
         }
         (virt_sys::VIR_DOMAIN_EVENT_CRASHED, _) => Input::Crashed,
+        (virt_sys::VIR_DOMAIN_EVENT_SHUTDOWN, virt_sys::VIR_DOMAIN_EVENT_SHUTDOWN_GUEST) => Input::ShuttingDown,
         (virt_sys::VIR_DOMAIN_EVENT_STOPPED, virt_sys::VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN) => {
             Input::Gone(Gone::PoweredOff)
         }

@@ -1,6 +1,7 @@
-//! Bytes from a guest or helper → lines of bounded length, and the last of them. Pure.
+//! Bytes from a guest or helper → lines of bounded length, and the last of them. No I/O.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Longest line passed on in bytes; longer ones are cut into several. Container runtimes cut at 16 KiB.
 pub const MAX_LINE: usize = 4096;
@@ -41,10 +42,10 @@ impl Lines {
     }
 }
 
-/// The last lines of a stream.
-#[derive(Debug, Default)]
+/// The last lines of a stream; clones share them.
+#[derive(Clone, Debug, Default)]
 pub struct Tail {
-    lines: VecDeque<String>,
+    lines: Arc<Mutex<VecDeque<String>>>,
 }
 
 impl Tail {
@@ -54,21 +55,27 @@ impl Tail {
     pub const WIDTH: usize = 200;
 
     /// Takes a line; empty ones are not worth keeping.
-    pub fn push(&mut self, line: &[u8]) {
+    pub fn push(&self, line: &[u8]) {
         let text = String::from_utf8_lossy(&line[..line.len().min(Self::WIDTH)]);
         let text = text.replace(|c: char| c.is_control(), "");
         if text.trim().is_empty() {
             return;
         }
-        if self.lines.len() == Self::LINES {
-            self.lines.pop_front();
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == Self::LINES {
+            lines.pop_front();
         }
-        self.lines.push_back(text);
+        lines.push_back(text);
     }
 
     /// Oldest first.
     pub fn to_vec(&self) -> Vec<String> {
-        self.lines.iter().cloned().collect()
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .cloned()
+            .collect()
     }
 }
 
@@ -104,7 +111,7 @@ mod tests {
 
     #[test]
     fn tail_keeps_the_last_lines_printable_and_short() {
-        let mut tail = Tail::default();
+        let tail = Tail::default();
         for i in 0..100 {
             tail.push(format!("\u{1b}[0m{i}{}", "y".repeat(1000)).as_bytes());
         }

@@ -10,9 +10,9 @@ use std::path::Path;
 use std::process::Stdio;
 
 use kubernest_domain::machine::Share;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
-use crate::helper;
+use crate::helper::{self, Helper};
 
 /// Why a share is not there.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,7 @@ pub enum ShareError {
 }
 
 /// Starts the daemon of one share.
-pub fn serve(virtiofsd: &Path, share: &Share) -> Result<Child, ShareError> {
+pub fn serve(virtiofsd: &Path, share: &Share) -> Result<Helper, ShareError> {
     let tag = || share.tag.clone();
     std::fs::read_dir(&share.directory).map_err(|source| ShareError::Directory { tag: tag(), source })?;
     let listener = UnixListener::bind(&share.socket).map_err(|source| ShareError::Socket { tag: tag(), source })?;
@@ -61,6 +61,6 @@ pub fn serve(virtiofsd: &Path, share: &Share) -> Result<Child, ShareError> {
         .arg("--shared-dir")
         .arg(&share.directory)
         .stdin(Stdio::from(OwnedFd::from(listener)));
-    helper::spawn(&format!("virtiofsd {}", share.tag), command)
+    helper::spawn(format!("virtiofsd of share {}", share.tag), command)
         .map_err(|source| ShareError::Start { tag: tag(), source })
 }

@@ -1,17 +1,18 @@
 //! The life of one domain as a state machine. Pure: an input in, actions out; [`crate::supervisor`] owns it.
 //!
 //! ```text
-//!              Started                StopAsked                 GraceElapsed
-//!   Starting ───────────► Running ────────────────► Stopping ────────────────► Killing
-//!      │                   │   │                     │    ▲ │                    │
-//!      │ StartFailed       │   │ Paused, Crashed,    │    └─┘ PressAgain         │ Gone(any)
-//!      ▼                   │   │ HelperDied          │ Gone(any)                 ▼
-//!   Ended(LaunchFailed)    │   ▼                     └─────────────────► Ended(Stopped)
-//!      Gone(PoweredOff)    │ Failing ──Gone(any but PoweredOff)──► Ended(GuestPaused | GuestCrashed)
-//!      Ended(GuestShutdown)◄─┘ └───────Gone(PoweredOff)──────────► Ended(GuestShutdown)
+//!            Started              StopAsked                GraceElapsed
+//!  Starting ─────────► Running ───────────────► Stopping ────────────────► Killing
+//!                       │ │ │                    ▲  │ │ ShuttingDown           │
+//!       Paused, Crashed,│ │ │ ShuttingDown       └──┘ └──────────┐             │ Gone
+//!       HelperDied      │ │ └──────► ShuttingDown   PressAgain   │             ▼
+//!            ┌──────────┘ │ Gone        │ Gone                   └─Gone─► Ended(Stopped)
+//!            ▼            ▼             ▼
+//!         Failing ─Gone─► Ended(GuestCrashed | GuestPaused | GuestShutdown)
 //! ```
 //!
-//! A stop asked for while the domain starts is remembered and carried out once it runs.
+//! A stop asked for while the domain starts is remembered and carried out once it runs. A guest that powers off takes
+//! its helpers with it: from [`Input::ShuttingDown`] on their end is no news.
 
 use kubernest_domain::TerminationReason;
 
@@ -24,6 +25,8 @@ pub enum Input {
     Paused(&'static str),
     /// Its kernel reported a panic.
     Crashed,
+    /// The guest has powered itself off; libvirt is ending qemu.
+    ShuttingDown,
     /// It is gone.
     Gone(Gone),
     /// A process that it can't do without has ended.
@@ -52,8 +55,8 @@ pub enum Gone {
 pub enum Action {
     /// Press the ACPI power button.
     PowerButton,
-    /// Press it now, and again every few seconds: a kernel that boots misses it. Start the grace period.
-    BeginGrace,
+    /// Count the grace period from now on; press the button again every few seconds, a kernel that boots misses it.
+    StartGrace,
     /// End qemu.
     Destroy,
     /// Tell Kubernetes whether the domain runs.
@@ -73,6 +76,11 @@ pub enum State {
     },
     /// The guest runs.
     Running,
+    /// The guest has powered itself off; whether it was asked to.
+    ShuttingDown {
+        /// Somebody wanted it.
+        asked: bool,
+    },
     /// The power button was pressed.
     Stopping,
     /// qemu is being ended after the grace period.
@@ -90,13 +98,12 @@ impl State {
     /// The next state and what to do. `acpi`: the guest can be asked to shut down at all.
     pub fn step(self, input: Input, acpi: bool) -> (Self, Vec<Action>) {
         use TerminationReason::{GuestCrashed, GuestPaused, GuestShutdown, Stopped};
-        let begin_stop = |before: &[Action]| {
-            let (state, action) = if acpi {
-                (Self::Stopping, Action::BeginGrace)
-            } else {
-                (Self::Killing, Action::Destroy)
-            };
-            (state, [before, &[Action::Ready(false), action]].concat())
+        let begin_stop = || match acpi {
+            true => (
+                Self::Stopping,
+                vec![Action::Ready(false), Action::PowerButton, Action::StartGrace],
+            ),
+            false => (Self::Killing, vec![Action::Ready(false), Action::Destroy]),
         };
         let failing = |reason, why: String| {
             (
@@ -109,10 +116,25 @@ impl State {
             (Self::Ended(ending), _) => (Self::Ended(ending), vec![]),
 
             (Self::Starting { stop_asked: false }, Input::Started) => (Self::Running, vec![Action::Ready(true)]),
-            (Self::Starting { stop_asked: true }, Input::Started) => begin_stop(&[]),
+            (Self::Starting { stop_asked: true }, Input::Started) => begin_stop(),
             (Self::Starting { .. }, Input::StopAsked) => (Self::Starting { stop_asked: true }, vec![]),
 
-            (Self::Running, Input::StopAsked) => begin_stop(&[]),
+            (Self::Running, Input::StopAsked) => begin_stop(),
+            (Self::Running | Self::Starting { .. }, Input::ShuttingDown) => {
+                (Self::ShuttingDown { asked: false }, vec![Action::Ready(false)])
+            }
+            (Self::Stopping | Self::Killing, Input::ShuttingDown) => (Self::ShuttingDown { asked: true }, vec![]),
+            // It has no more to do; only libvirt can still hang.
+            (Self::ShuttingDown { asked }, Input::GraceElapsed) => {
+                (Self::ShuttingDown { asked }, vec![Action::Destroy])
+            }
+            (Self::ShuttingDown { .. }, Input::StopAsked) => {
+                (Self::ShuttingDown { asked: true }, vec![Action::StartGrace])
+            }
+            (Self::ShuttingDown { asked: true }, Input::Gone(_)) => ended(Stopped, "the guest shut down as asked"),
+            (Self::ShuttingDown { asked: false }, Input::Gone(_)) => {
+                ended(GuestShutdown, "the guest shut down by itself")
+            }
             (Self::Stopping, Input::PressAgain) => (Self::Stopping, vec![Action::PowerButton]),
             (Self::Stopping, Input::GraceElapsed) => (Self::Killing, vec![Action::Destroy]),
 
@@ -130,6 +152,10 @@ impl State {
 
             (Self::Failing(_) | Self::Running | Self::Starting { .. }, Input::Gone(Gone::PoweredOff)) => {
                 ended(GuestShutdown, "the guest shut down by itself")
+            }
+            // Helpers that end with qemu may be noticed first.
+            (Self::Failing((GuestCrashed, _)), Input::Gone(Gone::Died)) => {
+                ended(GuestCrashed, "qemu ended unexpectedly")
             }
             (Self::Failing(ending), Input::Gone(_)) => (Self::Ended(ending), vec![]),
             (Self::Running | Self::Starting { .. }, Input::Gone(Gone::Died)) => {
@@ -151,126 +177,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use kubernest_domain::TerminationReason::{self, GuestCrashed, GuestPaused, GuestShutdown, Stopped};
-
-    use super::*;
-
-    fn live(inputs: &[Input]) -> (State, Vec<Action>) {
-        inputs
-            .iter()
-            .cloned()
-            .fold((State::NEW, vec![]), |(state, mut done), input| {
-                let (state, actions) = state.step(input, true);
-                done.extend(actions);
-                (state, done)
-            })
-    }
-
-    fn reason(state: &State) -> Option<TerminationReason> {
-        if let State::Ended((reason, _)) = state {
-            Some(*reason)
-        } else {
-            None
-        }
-    }
-
-    #[test]
-    fn state_a_guest_that_powers_off_is_done() {
-        let (state, actions) = live(&[Input::Started, Input::Gone(Gone::PoweredOff)]);
-        assert_eq!(reason(&state), Some(GuestShutdown));
-        assert_eq!(actions, [Action::Ready(true), Action::Ready(false)]);
-    }
-
-    #[test]
-    fn state_a_stop_is_asked_for_then_enforced() {
-        use Action::{BeginGrace, Destroy, PowerButton, Ready};
-        let (state, actions) = live(&[
-            Input::Started,
-            Input::StopAsked,
-            Input::StopAsked,
-            Input::PressAgain,
-            Input::GraceElapsed,
-            Input::Gone(Gone::Destroyed),
-        ]);
-        assert_eq!(reason(&state), Some(Stopped));
-        assert_eq!(
-            actions,
-            [
-                Ready(true),
-                Ready(false),
-                BeginGrace,
-                PowerButton,
-                Destroy,
-                Ready(false)
-            ]
-        );
-    }
-
-    #[test]
-    fn state_a_stop_while_starting_is_not_lost() {
-        let (state, actions) = live(&[Input::StopAsked, Input::Started]);
-        assert_eq!(
-            (state, actions),
-            (State::Stopping, vec![Action::Ready(false), Action::BeginGrace])
-        );
-    }
-
-    #[test]
-    fn state_a_guest_without_acpi_is_not_asked() {
-        let (state, actions) = State::Running.step(Input::StopAsked, false);
-        assert_eq!(
-            (state, actions),
-            (State::Killing, vec![Action::Ready(false), Action::Destroy])
-        );
-    }
-
-    #[test]
-    fn state_failures_destroy_first_and_keep_their_reason() {
-        for (input, expected) in [
-            (Input::Paused("x"), GuestPaused),
-            (Input::Crashed, GuestCrashed),
-            (Input::HelperDied("virtiofsd".into()), GuestCrashed),
-        ] {
-            let (state, actions) = live(&[Input::Started, input.clone()]);
-            assert_eq!(actions.last(), Some(&Action::Destroy), "{input:?}");
-            assert_eq!(
-                reason(&state.step(Input::Gone(Gone::Destroyed), true).0),
-                Some(expected)
-            );
-        }
-    }
-
-    #[test]
-    fn state_a_share_that_ends_with_the_guest_is_no_crash() {
-        let (state, _) = live(&[
-            Input::Started,
-            Input::HelperDied("virtiofsd".into()),
-            Input::Gone(Gone::PoweredOff),
-        ]);
-        assert_eq!(reason(&state), Some(GuestShutdown));
-    }
-
-    #[test]
-    fn state_every_path_ends_when_the_domain_is_gone() {
-        let inputs = [
-            Input::Started,
-            Input::Paused("x"),
-            Input::Crashed,
-            Input::HelperDied("x".into()),
-            Input::StopAsked,
-            Input::PressAgain,
-            Input::GraceElapsed,
-        ];
-        for a in &inputs {
-            for b in &inputs {
-                for c in &inputs {
-                    for gone in [Gone::PoweredOff, Gone::Destroyed, Gone::Died] {
-                        let (state, _) = live(&[a.clone(), b.clone(), c.clone(), Input::Gone(gone)]);
-                        assert!(reason(&state).is_some(), "{a:?} {b:?} {c:?} {gone:?}");
-                    }
-                }
-            }
-        }
-    }
-}
+mod tests;

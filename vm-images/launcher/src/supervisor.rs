@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use kubernest_domain::machine::Machine;
 use kubernest_domain::{Termination, xml};
-use tokio::process::Child;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -16,8 +15,9 @@ use tokio::time::{Instant, interval_at, sleep_until};
 
 use crate::console::Console;
 use crate::dhcp::server as dhcp;
+use crate::helper::Helper;
 use crate::hypervisor::{self, Guest};
-use crate::state::{Action, Ending, Input, State};
+use crate::state::{Action, Ending, Gone, Input, State};
 use crate::{Args, LaunchError, daemon, failed, health, prepare, shares};
 
 /// Time between two presses of the power button: a kernel that boots misses the first.
@@ -110,11 +110,7 @@ async fn start(args: &Args, machine: &Machine, ready: watch::Receiver<bool>) -> 
     };
     let mut helpers = JoinSet::new();
     for share in &machine.shares {
-        watch_over(
-            &mut helpers,
-            format!("virtiofsd of share {}", share.tag),
-            shares::serve(&args.virtiofsd, share)?,
-        );
+        watch_over(&mut helpers, shares::serve(&args.virtiofsd, share)?);
     }
     dhcp::serve(machine).await?;
     let (libvirtd, ()) = tokio::try_join!(
@@ -125,8 +121,8 @@ async fn start(args: &Args, machine: &Machine, ready: watch::Receiver<bool>) -> 
         },
         async { prepare::disks(&args.qemu_img, machine).await.map_err(LaunchError::from) },
     )?;
-    let (child, hypervisor) = libvirtd;
-    watch_over(&mut helpers, "libvirtd".to_owned(), child);
+    let (daemon, hypervisor) = libvirtd;
+    watch_over(&mut helpers, daemon);
     let (sender, events) = mpsc::unbounded_channel();
     hypervisor.subscribe(sender)?;
     let xml = xml::domain(machine);
@@ -140,11 +136,11 @@ async fn start(args: &Args, machine: &Machine, ready: watch::Receiver<bool>) -> 
     })
 }
 
-fn watch_over(helpers: &mut JoinSet<String>, name: String, mut child: Child) {
+fn watch_over(helpers: &mut JoinSet<String>, mut helper: Helper) {
     helpers.spawn(async move {
-        let status = child.wait().await;
-        tracing::warn!(helper = name, ?status, "ended");
-        name
+        let status = helper.child.wait().await;
+        tracing::info!(helper = helper.name, ?status, said = ?helper.tail.to_vec(), "ended");
+        helper.name
     });
 }
 
@@ -163,8 +159,7 @@ async fn own(running: &mut Running, machine: &Machine, ready: &watch::Sender<boo
             match action {
                 Action::Ready(value) => drop(ready.send_replace(value)),
                 Action::PowerButton => command(&running.guest, Guest::power_button),
-                Action::BeginGrace => {
-                    command(&running.guest, Guest::power_button);
+                Action::StartGrace => {
                     grace = Instant::now() + Duration::from_secs(machine.grace_seconds);
                     press = interval_at(Instant::now() + PRESS_AGAIN, PRESS_AGAIN);
                 }
@@ -190,7 +185,7 @@ async fn own(running: &mut Running, machine: &Machine, ready: &watch::Sender<boo
             }
             _ = press.tick() => Input::PressAgain,
             // libvirt itself hangs or is gone: with this process everything in the pod ends.
-            () = sleep_until(destroyed_by) => Input::Gone(crate::state::Gone::Destroyed),
+            () = sleep_until(destroyed_by) => Input::Gone(Gone::Destroyed),
         };
     }
 }

@@ -1,0 +1,145 @@
+//! Lives as lists of inputs.
+
+use kubernest_domain::TerminationReason::{self, GuestCrashed, GuestPaused, GuestShutdown, Stopped};
+
+use super::*;
+
+fn live(inputs: &[Input]) -> (State, Vec<Action>) {
+    inputs
+        .iter()
+        .cloned()
+        .fold((State::NEW, vec![]), |(state, mut done), input| {
+            let (state, actions) = state.step(input, true);
+            done.extend(actions);
+            (state, done)
+        })
+}
+
+fn reason(state: &State) -> Option<TerminationReason> {
+    if let State::Ended((reason, _)) = state {
+        Some(*reason)
+    } else {
+        None
+    }
+}
+
+#[test]
+fn state_a_guest_that_powers_off_is_done() {
+    let (state, actions) = live(&[Input::Started, Input::Gone(Gone::PoweredOff)]);
+    assert_eq!(reason(&state), Some(GuestShutdown));
+    assert_eq!(actions, [Action::Ready(true), Action::Ready(false)]);
+}
+
+#[test]
+fn state_a_stop_is_asked_for_then_enforced() {
+    use Action::{Destroy, PowerButton, Ready, StartGrace};
+    let (state, actions) = live(&[
+        Input::Started,
+        Input::StopAsked,
+        Input::StopAsked,
+        Input::PressAgain,
+        Input::GraceElapsed,
+        Input::Gone(Gone::Destroyed),
+    ]);
+    assert_eq!(reason(&state), Some(Stopped));
+    assert_eq!(
+        actions,
+        [
+            Ready(true),
+            Ready(false),
+            PowerButton,
+            StartGrace,
+            PowerButton,
+            Destroy,
+            Ready(false)
+        ]
+    );
+}
+
+#[test]
+fn state_a_stop_while_starting_is_not_lost() {
+    let (state, actions) = live(&[Input::StopAsked, Input::Started]);
+    assert_eq!(state, State::Stopping);
+    assert_eq!(actions, [Action::Ready(false), Action::PowerButton, Action::StartGrace]);
+}
+
+#[test]
+fn state_a_guest_without_acpi_is_not_asked() {
+    let (state, actions) = State::Running.step(Input::StopAsked, false);
+    assert_eq!(
+        (state, actions),
+        (State::Killing, vec![Action::Ready(false), Action::Destroy])
+    );
+}
+
+#[test]
+fn state_failures_destroy_first_and_keep_their_reason() {
+    for (input, expected) in [
+        (Input::Paused("x"), GuestPaused),
+        (Input::Crashed, GuestCrashed),
+        (Input::HelperDied("virtiofsd".into()), GuestCrashed),
+    ] {
+        let (state, actions) = live(&[Input::Started, input.clone()]);
+        assert_eq!(actions.last(), Some(&Action::Destroy), "{input:?}");
+        assert_eq!(
+            reason(&state.step(Input::Gone(Gone::Destroyed), true).0),
+            Some(expected)
+        );
+    }
+}
+
+#[test]
+fn state_helpers_that_end_with_the_guest_are_no_crash() {
+    let helper = || Input::HelperDied("virtiofsd".into());
+    for inputs in [
+        vec![Input::Started, Input::ShuttingDown, helper(), Input::Gone(Gone::Died)],
+        vec![Input::Started, helper(), Input::Gone(Gone::PoweredOff)],
+    ] {
+        assert_eq!(reason(&live(&inputs).0), Some(GuestShutdown), "{inputs:?}");
+    }
+    let (state, actions) = live(&[
+        Input::Started,
+        Input::StopAsked,
+        Input::ShuttingDown,
+        helper(),
+        Input::Gone(Gone::PoweredOff),
+    ]);
+    assert_eq!(
+        (reason(&state), actions.contains(&Action::Destroy)),
+        (Some(Stopped), false)
+    );
+}
+
+#[test]
+fn state_qemus_death_is_named_before_that_of_its_helpers() {
+    let (state, _) = live(&[
+        Input::Started,
+        Input::HelperDied("virtiofsd".into()),
+        Input::Gone(Gone::Died),
+    ]);
+    assert_eq!(state, State::Ended((GuestCrashed, "qemu ended unexpectedly".into())));
+}
+
+#[test]
+fn state_every_path_ends_when_the_domain_is_gone() {
+    let inputs = [
+        Input::Started,
+        Input::Paused("x"),
+        Input::Crashed,
+        Input::ShuttingDown,
+        Input::HelperDied("x".into()),
+        Input::StopAsked,
+        Input::PressAgain,
+        Input::GraceElapsed,
+    ];
+    for a in &inputs {
+        for b in &inputs {
+            for c in &inputs {
+                for gone in [Gone::PoweredOff, Gone::Destroyed, Gone::Died] {
+                    let (state, _) = live(&[a.clone(), b.clone(), c.clone(), Input::Gone(gone)]);
+                    assert!(reason(&state).is_some(), "{a:?} {b:?} {c:?} {gone:?}");
+                }
+            }
+        }
+    }
+}
