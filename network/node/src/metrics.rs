@@ -126,13 +126,14 @@ impl Metrics {
 
 type Shared = (Arc<Metrics>, Arc<Attacher>);
 
-/// Serves `/livez`, `/readyz` (with what is waited for) and `/metrics`.
+/// Serves `/livez` (also as `/healthz`), `/readyz` (with what is waited for) and `/metrics`.
 ///
 /// # Errors
 /// When the address cannot be listened on, or the server ends.
 pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>, attacher: Arc<Attacher>) -> std::io::Result<()> {
     let router = Router::new()
         .route("/livez", get(async || "ok"))
+        .route("/healthz", get(async || "ok"))
         .route("/readyz", get(ready))
         .route("/metrics", get(text))
         .with_state((metrics, attacher));

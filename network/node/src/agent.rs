@@ -1,0 +1,296 @@
+//! The agent's start and its standing tasks, put together. Decides nothing that the other modules decide.
+//!
+//! Order: plugin binary and CNI server first, so that pods can be deleted at once; then devices; the Node is marked as
+//! schedulable last, when a machine that comes here would find everything.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args as ClapArgs, ValueEnum};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::accelerator::{self, Accelerator};
+use crate::attach::Attacher;
+use crate::device::{self, Plugin};
+use crate::metrics::{self, Metrics};
+use crate::netns::Netns;
+use crate::outer::{self, Allocations};
+use crate::overlay::{Nodes, Overlay};
+use crate::records::Records;
+use crate::{install, server};
+
+/// How often networks that nobody uses are looked for, beside every DEL: a pod's devices also go without one when its
+/// node was cut off or the runtime lost it.
+const COLLECT_EVERY: Duration = Duration::from_secs(60);
+/// After a failure that only time or others can mend.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Whether machines here are to be emulated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Emulation {
+    /// If the accelerator probe fails.
+    Auto,
+    /// Always; KVM is not even tried.
+    Always,
+    /// Never: without KVM the node takes no machines.
+    Never,
+}
+
+/// How logs are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Flags of the agent.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Name of the Node that this is (from the downward API).
+    #[arg(long, env = "KUBERNEST_NODE_NAME")]
+    node_name: String,
+    /// The node's folder of CNI plugins.
+    #[arg(long, env = "KUBERNEST_CNI_BIN_DIR", default_value = "/opt/cni/bin")]
+    cni_bin_dir: PathBuf,
+    /// The CNI plugin to install there.
+    #[arg(long, env = "KUBERNEST_CNI_PLUGIN", default_value = "/usr/local/bin/kubernest-cni")]
+    cni_plugin: PathBuf,
+    /// Where the CNI plugin finds the agent. Its folder also holds device nodes and notes, and must have the same path on
+    /// the node and here.
+    #[arg(long, env = "KUBERNEST_SOCKET", default_value = "/run/kubernest/cni.sock")]
+    socket: PathBuf,
+    /// The kubelet's folder of device plugins.
+    #[arg(long, env = "KUBERNEST_DEVICE_PLUGIN_DIR", default_value = device::FOLDER)]
+    device_plugin_dir: PathBuf,
+    /// Whether machines on this node are emulated.
+    #[arg(long, env = "KUBERNEST_EMULATION", default_value = "auto")]
+    emulation: Emulation,
+    /// Where health and metrics are served.
+    #[arg(long, env = "KUBERNEST_METRICS_ADDR", default_value = "0.0.0.0:9479")]
+    metrics_addr: SocketAddr,
+    /// Format of the logs on standard error.
+    #[arg(long, env = "KUBERNEST_LOG_FORMAT", default_value = "json")]
+    log_format: LogFormat,
+}
+
+/// Runs the agent until one of its tasks ends, which none should.
+///
+/// # Errors
+/// What failed; the kubelet then starts the agent anew, and pods keep their networks meanwhile.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    log(args.log_format);
+    // The process has one TLS provider; a second one set by a library would be the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let run_dir = args.socket.parent().context("--socket needs a folder")?.to_owned();
+    let (accelerator, reason) = choose(args.emulation).await?;
+    tracing::info!(
+        node = args.node_name,
+        accelerator = accelerator.as_str(),
+        reason,
+        "accelerator"
+    );
+    let client = kube::Client::try_default().await.context("find the outer API server")?;
+    let metrics = Arc::new(Metrics::default());
+    metrics.kvm(accelerator == Accelerator::Kvm);
+
+    let (nodes_to, nodes) = watch::channel(None);
+    let (api_to, api) = watch::channel(None);
+    let overlay = Overlay::new(Netns::current()?);
+    for vni in overlay.collect().await? {
+        tracing::info!(vni = vni.get(), "took away a tenant network that no pod uses");
+    }
+    let records = Records::at(run_dir.join("attachments"));
+    let attacher = Arc::new(Attacher::new(
+        overlay,
+        Box::new(Allocations(client.clone())),
+        api.clone(),
+        records,
+    ));
+
+    let mut tasks = JoinSet::<anyhow::Result<()>>::new();
+    let listener = server::listen(&args.socket)?;
+    install::install(&args.cni_plugin, &args.cni_bin_dir)?;
+    {
+        let (attacher, metrics) = (attacher.clone(), metrics.clone());
+        tasks.spawn(async move { Ok(server::serve(listener, attacher, metrics).await?) });
+    }
+    {
+        let (attacher, metrics) = (attacher.clone(), metrics.clone());
+        tasks.spawn(async move {
+            metrics::serve(args.metrics_addr, metrics, attacher)
+                .await
+                .context("serve metrics")
+        });
+    }
+    let (follower, node) = (client.clone(), args.node_name.clone());
+    tasks.spawn(async move { Ok(outer::follow_nodes(follower, node, nodes_to).await) });
+    let follower = client.clone();
+    tasks.spawn(async move { Ok(outer::follow_api(follower, api_to).await) });
+    tasks.spawn(keep_overlay(attacher.clone(), nodes, metrics));
+    tasks.spawn(keep_api_out(attacher.clone(), api));
+
+    let plugins = plugins(&run_dir, accelerator)?;
+    let (registered_to, registered) = mpsc::channel(16);
+    let kinds = plugins.len();
+    for plugin in plugins {
+        let (folder, registered_to) = (args.device_plugin_dir.clone(), registered_to.clone());
+        tasks.spawn(async move {
+            // A full channel already says what is to be said.
+            let registered = || {
+                let _ = registered_to.try_send(plugin.resource);
+            };
+            Ok(plugin.run(&folder, registered).await?)
+        });
+    }
+    tasks.spawn(mark_node(
+        client,
+        args.node_name,
+        accelerator,
+        reason,
+        registered,
+        kinds,
+        registered_to,
+        attacher,
+    ));
+
+    match tasks.join_next().await {
+        Some(ended) => ended
+            .context("a task of the agent broke")?
+            .and_then(|()| anyhow::bail!("a task of the agent ended")),
+        None => Ok(()),
+    }
+}
+
+fn log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => builder.init(),
+    }
+}
+
+async fn choose(emulation: Emulation) -> anyhow::Result<(Accelerator, String)> {
+    if emulation == Emulation::Always {
+        return Ok((Accelerator::Tcg, "--emulation=always".into()));
+    }
+    let agent = std::env::current_exe().context("find the agent's own program")?;
+    let (accelerator, reason) = accelerator::probe(&agent, accelerator::LIMIT).await;
+    if emulation == Emulation::Never && accelerator == Accelerator::Tcg {
+        anyhow::bail!("KVM does not work here ({reason}): repair it, or allow emulation with --emulation=auto");
+    }
+    Ok((accelerator, reason))
+}
+
+fn plugins(run_dir: &std::path::Path, accelerator: Accelerator) -> anyhow::Result<Vec<Plugin>> {
+    let folder = run_dir.join("devices");
+    let host_path = device::make(&folder, "tun")?;
+    let mut plugins = vec![Plugin {
+        resource: device::TUN,
+        container_path: "/dev/net/tun",
+        host_path,
+    }];
+    if accelerator == Accelerator::Kvm {
+        let host_path = device::make(&folder, "kvm")?;
+        plugins.push(Plugin {
+            resource: device::KVM,
+            container_path: "/dev/kvm",
+            host_path,
+        });
+    }
+    Ok(plugins)
+}
+
+/// Keeps the overlay as the cluster's nodes want it, and free of networks that nobody uses.
+async fn keep_overlay(
+    attacher: Arc<Attacher>,
+    mut nodes: watch::Receiver<Option<Nodes>>,
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<()> {
+    let mut collect = tokio::time::interval(COLLECT_EVERY);
+    loop {
+        let known = nodes.borrow_and_update().clone();
+        if let Some(known) = known {
+            metrics.nodes(known.all.len());
+            if let Err(error) = attacher.overlay().set_nodes(known).await {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the overlay does not follow the Nodes; trying again"
+                );
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+        }
+        tokio::select! {
+            changed = nodes.changed() => changed.context("Nodes are no longer followed")?,
+            _ = collect.tick() => for vni in attacher.overlay().collect().await? {
+                tracing::info!(vni = vni.get(), "took away a tenant network that no pod uses");
+            },
+        }
+    }
+}
+
+/// Keeps guests that are already attached from the outer API server when that moves.
+async fn keep_api_out(attacher: Arc<Attacher>, mut api: crate::attach::OuterApi) -> anyhow::Result<()> {
+    loop {
+        let known = api.borrow_and_update().clone();
+        if let Some(known) = known {
+            attacher.refresh_outer_api(&known).await?;
+        }
+        api.changed()
+            .await
+            .context("the API server's addresses are no longer followed")?;
+    }
+}
+
+/// Marks the Node once all kinds of devices are registered and pods can be attached, and again after each registration
+/// of the first kind: a kubelet that starts anew may have made the Node anew.
+#[allow(clippy::too_many_arguments, reason = "the start's values, each used once")]
+async fn mark_node(
+    client: kube::Client,
+    node: String,
+    accelerator: Accelerator,
+    reason: String,
+    mut registered: mpsc::Receiver<&'static str>,
+    kinds: usize,
+    _keeps_the_channel_open: mpsc::Sender<&'static str>,
+    attacher: Arc<Attacher>,
+) -> anyhow::Result<()> {
+    let mut known = std::collections::BTreeSet::new();
+    loop {
+        known.insert(registered.recv().await.context("no device plugin is left")?);
+        if known.len() < kinds {
+            continue;
+        }
+        while let Err(error) = ready(&client, &node, accelerator, &reason, &attacher).await {
+            tracing::warn!(
+                node,
+                error = &*error as &dyn std::error::Error,
+                "the Node is not marked yet; trying again"
+            );
+            tokio::time::sleep(AGAIN).await;
+        }
+        tracing::info!(node, accelerator = accelerator.as_str(), "the Node takes machines");
+    }
+}
+
+async fn ready(
+    client: &kube::Client,
+    node: &str,
+    accelerator: Accelerator,
+    reason: &str,
+    attacher: &Attacher,
+) -> anyhow::Result<()> {
+    attacher.ready().await?;
+    outer::publish(client.clone(), node, accelerator, reason)
+        .await
+        .context("label the Node")
+}
