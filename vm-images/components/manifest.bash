@@ -132,7 +132,7 @@ debian_list() {
 # debian_rows: an installed package is asked; another is fetched and looked into.
 debian_rows() {
 	local package suite licence use at own
-	own=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+	own=$(sed -n "s/^VERSION_CODENAME=//p" /etc/os-release)
 	scratch=$(mktemp -d)
 	trap 'rm -rf "$scratch"' EXIT
 	debian_list | while IFS=$'\t' read -r package suite licence use; do
