@@ -154,6 +154,11 @@ const READY_SECONDS: u64 = 180;
 impl Testbed {
     /// Raises the bed, or completes it, or finds that nothing is to be done.
     pub async fn up(options: &Options) -> Result<Self, Error> {
+        // Boxed, as callers' futures hold it: unoptimized it is larger than some threads' stacks.
+        Box::pin(Self::raise(options)).await
+    }
+
+    async fn raise(options: &Options) -> Result<Self, Error> {
         let Options {
             name,
             nodes,
@@ -167,6 +172,7 @@ impl Testbed {
             let _lock = state::lock()?;
             dir.claim(name, *nodes, *volumes, |plan| !busy.contains(&plan.slot()))?
         };
+        let _bed_lock = dir.lock()?;
         clean::save_sysctls(&dir)?;
         let bed = Self { plan, dir, components };
         let step = *progress;
@@ -221,7 +227,8 @@ impl Testbed {
 
     /// Loads an OCI archive into every node that lacks it; returns `name@sha256:…`, by which pods refer to it.
     pub async fn load_image(&self, archive: &Path) -> Result<String, Error> {
-        Ok(images::load(&self.plan, &self.components, archive).await?)
+        let _lock = self.dir.lock()?;
+        Ok(Box::pin(images::load(&self.plan, &self.components, archive)).await?)
     }
 
     /// Loads the image for pods of tests (a shell, coreutils, perl); returns its digest reference.
@@ -231,27 +238,27 @@ impl Testbed {
 
     /// Kills kubelet, containerd and kube-proxy of node `i`; its pods run on, its network works.
     pub async fn kill_node(&self, i: usize) -> Result<(), Error> {
-        fault::kill(self, i).await
+        Box::pin(fault::kill(self, i)).await
     }
 
     /// Pulls the plug of node `i`: every process dies at once, its links and /run are gone; its disk stays.
     pub async fn power_off(&self, i: usize) -> Result<(), Error> {
-        fault::power_off(self, i).await
+        Box::pin(fault::power_off(self, i)).await
     }
 
     /// Cuts node `i` off the network; everything on it runs on.
     pub async fn cut_network(&self, i: usize) -> Result<(), Error> {
-        fault::cut(self, i).await
+        Box::pin(fault::cut(self, i)).await
     }
 
     /// Undoes whatever was done to node `i` and returns when it is Ready.
     pub async fn restore(&self, i: usize) -> Result<(), Error> {
-        fault::restore(self, i).await
+        Box::pin(fault::restore(self, i)).await
     }
 
     /// Ends the bed and removes all of it.
     pub async fn down(self) -> Result<(), Error> {
-        Ok(clean::down(self.plan.name()).await?)
+        Ok(Box::pin(clean::down(self.plan.name())).await?)
     }
 
     /// What of this bed is still there: processes, namespaces, links, mounts, cgroups, lines of /etc/hosts, files.
@@ -261,7 +268,7 @@ impl Testbed {
 
     /// Conditions, events and logs of whatever is not well, for the output of a failing test.
     pub async fn diagnose(&self) -> String {
-        diagnose::report(self).await
+        Box::pin(diagnose::report(self)).await
     }
 
     /// Lets `host` mean `ip` on this machine until the bed is taken down.
@@ -438,7 +445,7 @@ impl Testbed {
         let ready = await_condition(api.clone(), &name, |node: Option<&Node>| {
             node.is_some_and(diagnose::node_ready)
         });
-        let node = self.within(READY_SECONDS, &format!("node {name}"), ready).await?;
+        let node = self.within(&format!("node {name}"), ready).await?;
         if node.and_then(|n| n.spec?.pod_cidr).is_none() {
             let cidr = self.plan.pod_cidr(i);
             let patch = serde_json::json!({"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}});
@@ -461,22 +468,21 @@ impl Testbed {
         let available = await_condition(api, "coredns", |d: Option<&Deployment>| {
             d.is_some_and(diagnose::available)
         });
-        self.within(READY_SECONDS, "CoreDNS", available).await.map(drop)
+        self.within("CoreDNS", available).await.map(drop)
     }
 
-    async fn within<T>(
+    pub(crate) async fn within<T>(
         &self,
-        seconds: u64,
         what: &str,
         wait: impl Future<Output = Result<T, kube::runtime::wait::Error>>,
     ) -> Result<T, Error> {
-        match tokio::time::timeout(Duration::from_secs(seconds), wait).await {
+        match tokio::time::timeout(Duration::from_secs(READY_SECONDS), wait).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(source)) => Err(Error::Watch {
                 what: what.into(),
                 source: Box::new(source),
             }),
-            Err(_) => Err(self.not_ready(what.into(), seconds)),
+            Err(_) => Err(self.not_ready(what.into(), READY_SECONDS)),
         }
     }
 

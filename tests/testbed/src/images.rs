@@ -14,7 +14,7 @@ use crate::{
     components::{self, Components},
     config::{CONTAINERD_SOCKET, COREDNS_IMAGE, PAUSE_IMAGE},
     group,
-    oci::{self, Entry, Image},
+    oci::{self, Entry, Image, Source},
     plan::{Group, Plan},
     run::{self, run},
 };
@@ -71,10 +71,41 @@ pub enum Error {
 
 /// The programs of the image for tests: all of Debian's essential packages.
 const BOX: &[&str] = &[
-    "sh", "cat", "echo", "env", "id", "ls", "mkdir", "rm", "sleep", "stat", "sync", "test", "touch", "hostname", "perl",
+    "cat", "cp", "date", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "ls", "mkdir", "mv", "perl",
+    "rm", "sed", "seq", "sh", "sleep", "sort", "stat", "sync", "tail", "test", "touch", "true", "uname", "wc",
 ];
 /// The image for tests: a shell, a few of coreutils, and perl for sockets.
 const BOX_IMAGE: &str = "localhost/testbed-box:1";
+
+/// `serve <port> <text>`: answers every connection with the text and an HTTP head. Without modules, as perl-base's are
+/// not in the image; 2 is AF_INET, 1 SOCK_STREAM and SOL_SOCKET, 2 SO_REUSEADDR (Linux, socket.h).
+const SERVE: &str = r#"#!/bin/perl
+my ($port, $text) = @ARGV;
+my $s;
+socket($s, 2, 1, 6) and setsockopt($s, 1, 2, pack("i", 1)) or die "socket: $!\n";
+bind($s, pack("S n a4 x8", 2, $port, "\0" x 4)) and listen($s, 64) or die "port $port: $!\n";
+$SIG{TERM} = sub { exit 0 };
+$SIG{PIPE} = "IGNORE";
+while (1) {
+    accept(my $c, $s) or next;
+    sysread($c, my $request, 4096);
+    syswrite($c, "HTTP/1.0 200 OK\r\nContent-Length: " . (1 + length $text) . "\r\n\r\n$text\n");
+    close $c;
+}
+"#;
+/// `fetch <host> <port>`: prints the body of `GET /`, resolving the host by the pod's DNS; fails after 5 s.
+const FETCH: &str = r#"#!/bin/perl
+my ($host, $port) = @ARGV;
+alarm 5;
+$SIG{ALRM} = sub { die "$host:$port: no answer in 5 s\n" };
+my @h = gethostbyname($host) or die "$host: no such name\n";
+my $s;
+socket($s, 2, 1, 6) and connect($s, pack("S n a4 x8", 2, $port, $h[4])) or die "$host:$port: $!\n";
+syswrite($s, "GET / HTTP/1.0\r\nHost: $host\r\n\r\n");
+local $/;
+my (undef, $body) = split /\r\n\r\n/, <$s>, 2;
+print $body;
+"#;
 
 /// The archives of the images that every bed needs, made when missing.
 pub async fn own(components: &Components) -> Result<Vec<PathBuf>, Error> {
@@ -90,11 +121,11 @@ pub async fn own(components: &Components) -> Result<Vec<PathBuf>, Error> {
         user: "65532:65532",
     };
     Ok(vec![
-        archive("pause", &pause, vec![(catatonit, "/pause".into())]).await?,
+        archive("pause", &pause, vec![(Source::File(catatonit), "/pause".into())]).await?,
         archive(
             "coredns",
             &coredns,
-            vec![(components.path("coredns", "coredns"), "/coredns".into())],
+            vec![(Source::File(components.path("coredns", "coredns")), "/coredns".into())],
         )
         .await?,
     ])
@@ -118,11 +149,19 @@ pub async fn testbox() -> Result<PathBuf, Error> {
                 .map(PathBuf::from),
         );
         files.push((
-            program.clone(),
+            Source::File(program.clone()),
             format!("/bin/{}", program.file_name().unwrap_or_default().to_string_lossy()),
         ));
     }
-    files.extend(libraries.into_iter().map(|l| (l.clone(), l.display().to_string())));
+    files.extend(
+        libraries
+            .into_iter()
+            .map(|l| (Source::File(l.clone()), l.display().to_string())),
+    );
+    files.extend([
+        (Source::Script(SERVE), "/bin/serve".into()),
+        (Source::Script(FETCH), "/bin/fetch".into()),
+    ]);
     files.sort();
     archive(
         "box",
@@ -141,6 +180,13 @@ async fn archive(name: &str, config: &oci::Config<'_>, files: Vec<Entry>) -> Res
     use std::os::unix::fs::MetadataExt;
     let mut key = format!("{config:?}");
     for (from, into) in &files {
+        let from = match from {
+            Source::File(from) => from,
+            Source::Script(text) => {
+                key.push_str(&format!("{into} {text}\n"));
+                continue;
+            }
+        };
         let meta = fs::metadata(from).map_err(|source| Error::Read {
             path: from.display().to_string(),
             source,

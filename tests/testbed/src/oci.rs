@@ -43,8 +43,17 @@ pub enum Error {
     },
 }
 
-/// A file of an image: where it comes from on this machine and where it goes.
-pub type Entry = (PathBuf, String);
+/// A file of an image: what it is and where it goes.
+pub type Entry = (Source, String);
+
+/// What a file of an image is made from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// A file of this machine, with its mode.
+    File(PathBuf),
+    /// A script, made executable.
+    Script(&'static str),
+}
 
 /// What an image runs.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +82,14 @@ pub async fn make(to: &Path, scratch: &Path, config: &Config<'_>, files: &[Entry
         if let Some(parent) = into.parent() {
             fs::create_dir_all(parent).map_err(file_error(parent))?;
         }
-        fs::copy(from, &into).map_err(file_error(from))?;
+        match from {
+            Source::File(from) => drop(fs::copy(from, &into).map_err(file_error(from))?),
+            Source::Script(text) => {
+                use std::os::unix::fs::PermissionsExt;
+                fs::write(&into, text).map_err(file_error(&into))?;
+                fs::set_permissions(&into, fs::Permissions::from_mode(0o755)).map_err(file_error(&into))?;
+            }
+        }
     }
     let layer = scratch.join("layer.tar");
     tar(&layer, &root).await?;

@@ -179,6 +179,16 @@ pub fn lock() -> Result<File, Error> {
     Ok(file)
 }
 
+impl Dir {
+    /// Holds the lock on this bed until dropped, so that two commands do not raise or hurt it at the same time.
+    pub fn lock(&self) -> Result<File, Error> {
+        let path = self.0.join("lock");
+        let file = File::create(&path).map_err(io_error("open", &path))?;
+        file.lock().map_err(io_error("lock", &path))?;
+        Ok(file)
+    }
+}
+
 /// The plans of all beds that have a directory; unreadable ones are left out.
 pub fn all() -> Result<Vec<Plan>, Error> {
     let dir = beds()?;
