@@ -4,13 +4,14 @@
 //!            Started              StopAsked                GraceElapsed
 //!  Starting ─────────► Running ───────────────► Stopping ────────────────► Killing
 //!                       │ │ │                    ▲  │ │ ShuttingDown           │
-//!       Paused, Crashed,│ │ │ ShuttingDown       └──┘ └──────────┐             │ Gone
+//!       Crashed,        │ │ │ ShuttingDown       └──┘ └──────────┐             │ Gone
 //!       HelperDied      │ │ └──────► ShuttingDown   PressAgain   │             ▼
 //!            ┌──────────┘ │ Gone        │ Gone                   └─Gone─► Ended(Stopped)
 //!            ▼            ▼             ▼
 //!         Failing ─Gone─► Ended(GuestCrashed | GuestPaused | GuestShutdown)
 //! ```
 //!
+//! A guest that is paused is Settling for a moment before it is Failing: a panic is a pause first.
 //! A stop asked for while the domain starts is remembered and carried out once it runs. A guest that powers off takes
 //! its helpers with it: from [`Input::ShuttingDown`] on their end is no news.
 
@@ -57,6 +58,8 @@ pub enum Action {
     PowerButton,
     /// Count the grace period from now on; press the button again every few seconds, a kernel that boots misses it.
     StartGrace,
+    /// Wait a moment for what else libvirt has to say: [`Input::GraceElapsed`].
+    Settle,
     /// End qemu.
     Destroy,
     /// Tell Kubernetes whether the domain runs.
@@ -85,6 +88,8 @@ pub enum State {
     Stopping,
     /// qemu is being ended after the grace period.
     Killing,
+    /// It stands still because of this; libvirt may yet say that its kernel has panicked.
+    Settling(Ending),
     /// qemu is being ended because of this.
     Failing(Ending),
     /// Nothing follows.
@@ -164,8 +169,14 @@ impl State {
             (Self::Running | Self::Starting { .. }, Input::Gone(Gone::Destroyed)) => {
                 ended(GuestCrashed, "the domain was destroyed from inside the pod")
             }
-            (Self::Running | Self::Starting { .. }, Input::Paused(why)) => failing(GuestPaused, why.to_owned()),
-            (Self::Running | Self::Starting { .. }, Input::Crashed) => {
+            // A panic is a pause first.
+            (Self::Running | Self::Starting { .. }, Input::Paused(why)) => (
+                Self::Settling((GuestPaused, why.to_owned())),
+                vec![Action::Ready(false), Action::Settle],
+            ),
+            (Self::Settling((reason, why)), Input::GraceElapsed | Input::StopAsked) => failing(reason, why),
+            (Self::Settling(ending), Input::Gone(_)) => (Self::Ended(ending), vec![]),
+            (Self::Running | Self::Starting { .. } | Self::Settling(_), Input::Crashed) => {
                 failing(GuestCrashed, "the guest's kernel panicked".to_owned())
             }
             (Self::Running | Self::Starting { .. }, Input::HelperDied(who)) => {

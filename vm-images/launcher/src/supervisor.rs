@@ -22,6 +22,8 @@ use crate::{Args, LaunchError, daemon, failed, health, prepare, shares};
 
 /// Time between two presses of the power button: a kernel that boots misses the first.
 const PRESS_AGAIN: Duration = Duration::from_secs(5);
+/// How long libvirt may take from a guest's pause to the panic that caused it.
+const SETTLE: Duration = Duration::from_secs(1);
 /// How long the rest of the serial console may take to arrive once qemu is gone.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long libvirt may take to end qemu (it gives SIGTERM 10 s, then SIGKILL).
@@ -163,6 +165,7 @@ async fn own(running: &mut Running, machine: &Machine, ready: &watch::Sender<boo
                     grace = Instant::now() + Duration::from_secs(machine.grace_seconds);
                     press = interval_at(Instant::now() + PRESS_AGAIN, PRESS_AGAIN);
                 }
+                Action::Settle => grace = Instant::now() + SETTLE,
                 Action::Destroy => {
                     command(&running.guest, Guest::destroy);
                     destroyed_by = Instant::now() + DESTROY_LIMIT;
@@ -220,7 +223,12 @@ fn with_qemu_log(mut termination: Termination, domain: &str) -> Termination {
         && !tail.is_empty()
     {
         let tail = String::from_utf8_lossy(&tail);
-        termination.message = format!("{}; qemu's log ends: {}", termination.message, tail.trim());
+        // Its command line stands in its log too, one argument a line.
+        let said: Vec<_> = tail
+            .lines()
+            .filter(|line| line.starts_with("20") && !line.ends_with('\\'))
+            .collect();
+        termination.message = format!("{}; qemu's log ends: {}", termination.message, said.join("; "));
     }
     termination
 }

@@ -75,7 +75,6 @@ fn state_a_guest_without_acpi_is_not_asked() {
 #[test]
 fn state_failures_destroy_first_and_keep_their_reason() {
     for (input, expected) in [
-        (Input::Paused("x"), GuestPaused),
         (Input::Crashed, GuestCrashed),
         (Input::HelperDied("virtiofsd".into()), GuestCrashed),
     ] {
@@ -86,6 +85,27 @@ fn state_failures_destroy_first_and_keep_their_reason() {
             Some(expected)
         );
     }
+}
+
+#[test]
+fn state_a_pause_is_a_failure_unless_it_was_a_panic() {
+    let (state, actions) = live(&[Input::Started, Input::Paused("x")]);
+    assert_eq!(actions.last(), Some(&Action::Settle));
+    assert_eq!(
+        reason(&state.clone().step(Input::Gone(Gone::Died), true).0),
+        Some(GuestPaused)
+    );
+    let (panicked, _) = state.clone().step(Input::Crashed, true);
+    assert_eq!(
+        reason(&panicked.step(Input::Gone(Gone::Destroyed), true).0),
+        Some(GuestCrashed)
+    );
+    let (failing, actions) = state.step(Input::GraceElapsed, true);
+    assert_eq!(actions.last(), Some(&Action::Destroy));
+    assert_eq!(
+        reason(&failing.step(Input::Gone(Gone::Destroyed), true).0),
+        Some(GuestPaused)
+    );
 }
 
 #[test]
