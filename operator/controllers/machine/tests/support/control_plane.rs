@@ -19,7 +19,7 @@ const TOKEN: &str = "stories";
 pub struct ControlPlane {
     config: Config,
     _processes: Vec<Process>,
-    _state: tempfile::TempDir,
+    state: tempfile::TempDir,
 }
 
 struct Process(Child);
@@ -51,7 +51,10 @@ impl ControlPlane {
             ],
         );
         let key = state.path().join("service-accounts.key");
-        std::fs::write(&key, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        let public_key = state.path().join("service-accounts.pub");
+        let pair = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(&key, pair.serialize_pem()).unwrap();
+        std::fs::write(&public_key, pair.public_key_pem()).unwrap();
         let tokens = state.path().join("tokens.csv");
         std::fs::write(&tokens, format!("{TOKEN},stories,1,system:masters\n")).unwrap();
         let api = spawn(
@@ -66,7 +69,7 @@ impl ControlPlane {
                 format!("--cert-dir={}/certificates", state.path().display()),
                 "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
                 "--service-account-issuer=https://stories".to_owned(),
-                format!("--service-account-key-file={}", key.display()),
+                format!("--service-account-key-file={}", public_key.display()),
                 format!("--service-account-signing-key-file={}", key.display()),
                 format!("--token-auth-file={}", tokens.display()),
                 "--authorization-mode=AlwaysAllow".to_owned(),
@@ -76,11 +79,11 @@ impl ControlPlane {
         );
         let mut config = Config::new(format!("https://127.0.0.1:{api_port}").parse().unwrap());
         config.accept_invalid_certs = true;
-        config.auth_info.token = Some(serde_json::from_value(TOKEN.into()).unwrap());
+        config.auth_info.token = Some(TOKEN.to_owned().into());
         let plane = Self {
             config,
             _processes: vec![api, etcd],
-            _state: state,
+            state,
         };
         plane.wait_until_ready().await;
         plane.install_crds().await;
@@ -102,14 +105,18 @@ impl ControlPlane {
 
     async fn wait_until_ready(&self) {
         let client = self.client();
+        let mut last = String::new();
         for _ in 0..600 {
             let request = http::Request::get("/readyz").body(Vec::new()).unwrap();
-            if client.request_text(request).await.is_ok() {
-                return;
+            match client.request_text(request).await {
+                Ok(_) => return,
+                Err(error) => last = format!("{error:?}"),
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        panic!("the API server did not become ready within a minute");
+        let log = std::fs::read_to_string(self.state.path().join("kube-apiserver.log")).unwrap_or_default();
+        let tail = log.lines().rev().take(20).collect::<Vec<_>>().join("\n");
+        panic!("the API server did not become ready within a minute: {last}\n{tail}");
     }
 
     async fn install_crds(&self) {

@@ -14,8 +14,6 @@ use tower::{Layer, Service};
 /// Where the process under test dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kill {
-    /// The write is not sent.
-    Before(usize),
     /// The write is carried out, its answer is never seen.
     After(usize),
     /// Nowhere.
@@ -71,6 +69,8 @@ impl<S> Service<Request<Body>> for Gated<S>
 where
     S: Service<Request<Body>>,
     S::Future: Send + 'static,
+    S::Response: 'static,
+    S::Error: 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -88,15 +88,11 @@ where
         let number = self.gate.writes.fetch_add(1, Ordering::SeqCst);
         let reached = self.gate.reached.clone();
         match self.gate.kill {
-            Kill::Before(at) if number >= at => {
-                reached.notify_one();
-                Box::pin(pending())
-            }
             Kill::After(at) if number > at => Box::pin(pending()),
             Kill::After(at) if number == at => {
                 let answer = self.inner.call(request);
                 Box::pin(async move {
-                    let _unseen = answer.await;
+                    drop(answer.await);
                     reached.notify_one();
                     pending().await
                 })

@@ -60,18 +60,18 @@ async fn play(api: Api<Pod>, most_running: Arc<Mutex<BTreeMap<String, usize>>>) 
                     running.remove(&pod.uid().unwrap());
                 }
                 let now = running.values().filter(|running| **running == name).count();
-                let mut most = most_running.lock().unwrap();
-                let most = most.entry(name).or_default();
-                *most = now.max(*most);
-                step(&api, &pod)
+                {
+                    let mut most = most_running.lock().unwrap();
+                    let most = most.entry(name).or_default();
+                    *most = now.max(*most);
+                }
+                step(&api, &pod).await;
             }
             Ok(watcher::Event::Delete(pod)) => {
                 running.remove(&pod.uid().unwrap());
-                continue;
             }
-            _ => continue,
+            _ => {}
         }
-        .await;
     }
 }
 
@@ -110,9 +110,8 @@ async fn step(api: &Api<Pod>, pod: &Pod) {
             "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
             "target": {"apiVersion": "v1", "kind": "Node", "name": NODE},
         });
-        let body = serde_json::to_vec(&binding).unwrap();
         let _ = api
-            .create_subresource::<_, Value>("binding", &name, &PostParams::default(), body)
+            .create_subresource::<_, Value>("binding", &name, &PostParams::default(), &binding)
             .await;
     } else if phase == "Pending" {
         patch(api, &name, running("False")).await;
