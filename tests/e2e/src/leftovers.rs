@@ -1,0 +1,106 @@
+//! All that a tenant may leave behind, in the outer cluster and on its nodes.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use anyhow::Result;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams};
+use kube::{Resource, ResourceExt};
+use kubernest_crds::NetworkAllocation;
+use kubernest_crds::kubevirt::v1::{VirtualMachine, VirtualMachineInstance};
+use serde::de::DeserializeOwned;
+
+use crate::Outer;
+
+/// What is there now: objects of the namespace, allocations, and on each node taps, bridges, VXLANs, qemu and
+/// virtiofsd processes, and mounts of launcher pods. Taken before and after, the two must be equal.
+pub async fn inventory(outer: &Outer, namespace: &str) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    objects::<Pod>(outer, namespace, &mut found).await?;
+    objects::<Secret>(outer, namespace, &mut found).await?;
+    objects::<Service>(outer, namespace, &mut found).await?;
+    objects::<ConfigMap>(outer, namespace, &mut found).await?;
+    objects::<PersistentVolumeClaim>(outer, namespace, &mut found).await?;
+    objects::<VirtualMachine>(outer, namespace, &mut found).await?;
+    objects::<VirtualMachineInstance>(outer, namespace, &mut found).await?;
+    let kind = GroupVersionKind::gvk("k8s.cni.cncf.io", "v1", "NetworkAttachmentDefinition");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "network-attachment-definitions");
+    let networks = Api::<DynamicObject>::namespaced_with(outer.client.clone(), namespace, &resource);
+    found.extend(
+        networks
+            .list(&ListParams::default())
+            .await?
+            .iter()
+            .map(|one| format!("network {}", one.name_any())),
+    );
+    let allocations = Api::<NetworkAllocation>::all(outer.client.clone())
+        .list(&ListParams::default())
+        .await?;
+    found.extend(allocations.iter().map(|one| format!("allocation {}", one.name_any())));
+    found.extend(routes(outer)?.into_iter().map(|route| format!("route {route}")));
+    for node in 0..outer.bed.plan().nodes() {
+        found.extend(
+            on_node(outer, node)?
+                .into_iter()
+                .map(|what| format!("node {node}: {what}")),
+        );
+    }
+    Ok(found)
+}
+
+async fn objects<K>(outer: &Outer, namespace: &str, found: &mut BTreeSet<String>) -> Result<()>
+where
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug,
+{
+    let all = Api::<K>::namespaced(outer.client.clone(), namespace)
+        .list(&ListParams::default())
+        .await?;
+    // The API server puts this one into every namespace, in its own time.
+    let own = all.iter().filter(|one| one.name_any() != "kube-root-ca.crt");
+    found.extend(own.map(|one| format!("{} {}", K::kind(&()), one.name_any())));
+    Ok(())
+}
+
+/// Host names that HAProxy routes now, asked over its runtime socket.
+fn routes(outer: &Outer) -> Result<Vec<String>> {
+    let script = "for m in /run/haproxy/routes.map; do cat $m; done";
+    let text = outer.kubectl(&[
+        "exec",
+        "-n",
+        "kubernest-system",
+        "deployment/kubernest-ingress",
+        "-c",
+        "haproxy",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ])?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+fn on_node(outer: &Outer, node: usize) -> Result<Vec<String>> {
+    // Names of links in the node's namespace that are ours, and launchers' processes and mounts below it.
+    let script = "ip -o link show | grep -oE '(kn-|k6t-|tap)[^:@ ]*' || true; \
+        ls /run/netns 2>/dev/null | sed 's/^/netns /' >/dev/null; \
+        grep -hoE 'virt-launcher-[^/ ]*' /proc/mounts | sort -u | sed 's/^/mount of /' || true; \
+        for p in /proc/[0-9]*; do case $(readlink $p/exe 2>/dev/null) in *qemu-system*|*virtiofsd*|*libvirtd*|*kubernest-launcher*) \
+        readlink $p/exe ;; esac; done; true";
+    let command = outer
+        .bed
+        .node_command(node, &["sh".into(), "-c".into(), script.into()])?;
+    let output = Command::new(&command[0]).args(&command[1..]).output()?;
+    anyhow::ensure!(
+        output.status.success(),
+        "looking at node {node}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(str::to_owned)
+        .collect())
+}

@@ -1,0 +1,106 @@
+//! The outer cluster with Kubernest installed.
+
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Api, DeleteParams, ListParams};
+use kube::{Client, ResourceExt};
+use kubernest_crds::labels;
+use kubernest_testbed::Testbed;
+
+/// The outer cluster with Kubernest installed.
+pub struct Outer {
+    /// The bed that it runs on.
+    pub bed: Testbed,
+    /// A client with all rights.
+    pub client: Client,
+}
+
+impl Outer {
+    /// Opens the bed that `tests/tools/e2e` raised.
+    pub async fn open() -> Result<Self> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let name = std::env::var("KUBERNEST_E2E_BED").context("run this test with `make e2e`")?;
+        let bed = Testbed::open(&name)?;
+        let client = bed.client().await?;
+        Ok(Self { bed, client })
+    }
+
+    /// Runs the real kubectl as the administrator.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        kubectl(
+            self.bed.kubectl().to_str().context("path")?,
+            self.bed.kubeconfig().to_str().context("path")?,
+            args,
+        )
+    }
+
+    /// The address that users reach the ingress at: any node, on the NodePort.
+    pub async fn ingress_address(&self) -> Result<std::net::IpAddr> {
+        let nodes = Api::<Node>::all(self.client.clone())
+            .list(&ListParams::default())
+            .await?;
+        let addresses = nodes
+            .items
+            .into_iter()
+            .filter_map(|node| node.status?.addresses)
+            .flatten();
+        let internal = addresses.into_iter().find(|address| address.type_ == "InternalIP");
+        Ok(internal.context("a node with an address")?.address.parse()?)
+    }
+
+    /// Launcher pods of a virtual machine.
+    pub async fn launchers(&self, namespace: &str, machine: &str) -> Result<Vec<Pod>> {
+        let selector = format!(
+            "{}={},{}={machine}",
+            labels::LAUNCHER_APP,
+            labels::LAUNCHER_APP_VALUE,
+            labels::VM_NAME
+        );
+        let pods = Api::<Pod>::namespaced(self.client.clone(), namespace);
+        Ok(pods.list(&ListParams::default().labels(&selector)).await?.items)
+    }
+
+    /// Deletes the pods of a component of Kubernest without mercy, as a crash would.
+    pub async fn kill_component(&self, component: &str) -> Result<()> {
+        let pods = Api::<Pod>::namespaced(self.client.clone(), labels::SYSTEM_NAMESPACE);
+        let selector = format!("app.kubernetes.io/component={component}");
+        let found = pods.list(&ListParams::default().labels(&selector)).await?;
+        if found.items.is_empty() {
+            bail!("no pods of component {component}");
+        }
+        for pod in found {
+            println!("-- killing {}", pod.name_any());
+            pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0))
+                .await
+                .map(drop)
+                .or_else(gone_is_fine)?;
+        }
+        Ok(())
+    }
+}
+
+fn gone_is_fine(error: kube::Error) -> Result<(), kube::Error> {
+    match error {
+        kube::Error::Api(status) if status.code == 404 => Ok(()),
+        other => Err(other),
+    }
+}
+
+/// Runs the real kubectl.
+pub fn kubectl(program: &str, kubeconfig: &str, args: &[&str]) -> Result<String> {
+    let output: Output = Command::new(program)
+        .args(["--kubeconfig", kubeconfig])
+        .args(args)
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        bail!(
+            "kubectl {}: {}{text}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(text)
+}
