@@ -29,6 +29,8 @@ pub use virtualmachineinstance::resources::overhead_bytes;
 
 /// Flags of the machine controllers.
 #[derive(Clone, Debug, Args)]
+// clap names a group after the struct; two structs of one name in one command clash.
+#[group(skip)]
 pub struct Options {
     /// Image of the launcher, best by digest.
     #[arg(long, env = "KUBERNEST_LAUNCHER_IMAGE")]
