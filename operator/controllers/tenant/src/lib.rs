@@ -31,15 +31,15 @@ pub async fn run(client: Client, options: Options, metrics: Metrics, shutdown: C
     let applier = Applier::new(client.clone(), FIELD_MANAGER);
     let recorder = Recorder::new(client.clone(), FIELD_MANAGER);
     let context = Arc::new(Context::new(applier, recorder, options, wake));
-    run_with(client, context, woken, &metrics, shutdown).await;
+    run_with(client, context, woken, metrics, shutdown).await;
 }
 
 /// [`run`] with a context of the caller's.
-async fn run_with(
+pub async fn run_with(
     client: Client,
     context: Arc<Context>,
     woken: mpsc::UnboundedReceiver<kube::runtime::reflector::ObjectRef<TenantCluster>>,
-    metrics: &Metrics,
+    metrics: Metrics,
     shutdown: CancellationToken,
 ) {
     let ours = watcher::Config::default().labels(labels::CLUSTER);
