@@ -185,6 +185,7 @@ fn lifecycle(event: c_int, detail: c_int) -> Option<Input> {
         (virt_sys::VIR_DOMAIN_EVENT_STOPPED, virt_sys::VIR_DOMAIN_EVENT_STOPPED_DESTROYED) => {
             Input::Gone(Gone::Destroyed)
         }
+        (virt_sys::VIR_DOMAIN_EVENT_STOPPED, virt_sys::VIR_DOMAIN_EVENT_STOPPED_CRASHED) => Input::Gone(Gone::Panicked),
         (virt_sys::VIR_DOMAIN_EVENT_STOPPED, _) => Input::Gone(Gone::Died),
         _ => return None,
     })

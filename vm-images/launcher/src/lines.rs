@@ -50,7 +50,7 @@ pub struct Tail {
 
 impl Tail {
     /// Lines kept.
-    pub const LINES: usize = 20;
+    pub const LINES: usize = 40;
     /// Bytes kept of a line.
     pub const WIDTH: usize = 200;
 
@@ -120,10 +120,10 @@ mod tests {
         let kept = tail.to_vec();
         assert_eq!(kept.len(), Tail::LINES);
         assert!(
-            kept[0].starts_with("[0m81y") && kept[0].len() <= Tail::WIDTH,
+            kept[0].starts_with("[0m61y") && kept[0].len() <= Tail::WIDTH,
             "{}",
             kept[0]
         );
-        assert!(kept[19].ends_with(" end"), "{}", kept[19]);
+        assert!(kept[39].ends_with(" end"), "{}", kept[39]);
     }
 }

@@ -47,6 +47,8 @@ pub enum Gone {
     PoweredOff,
     /// We, or somebody else in the pod, destroyed it.
     Destroyed,
+    /// libvirt has ended it because its kernel panicked.
+    Panicked,
     /// qemu died.
     Died,
 }
@@ -68,6 +70,8 @@ pub enum Action {
 
 /// Why it ended: reason and sentence.
 pub type Ending = (TerminationReason, String);
+
+const PANICKED: &str = "the guest's kernel panicked";
 
 /// Where a domain is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,6 +159,7 @@ impl State {
                 (Self::Killing, vec![Action::Destroy])
             }
 
+            (_, Input::Gone(Gone::Panicked)) => ended(GuestCrashed, PANICKED),
             (Self::Failing(_) | Self::Running | Self::Starting { .. }, Input::Gone(Gone::PoweredOff)) => {
                 ended(GuestShutdown, "the guest shut down by itself")
             }
@@ -177,7 +182,7 @@ impl State {
             (Self::Settling((reason, why)), Input::GraceElapsed | Input::StopAsked) => failing(reason, why),
             (Self::Settling(ending), Input::Gone(_)) => (Self::Ended(ending), vec![]),
             (Self::Running | Self::Starting { .. } | Self::Settling(_), Input::Crashed) => {
-                failing(GuestCrashed, "the guest's kernel panicked".to_owned())
+                failing(GuestCrashed, PANICKED.to_owned())
             }
             (Self::Running | Self::Starting { .. }, Input::HelperDied(who)) => {
                 failing(GuestCrashed, format!("{who} ended unexpectedly"))

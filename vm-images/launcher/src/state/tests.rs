@@ -100,6 +100,10 @@ fn state_a_pause_is_a_failure_unless_it_was_a_panic() {
         reason(&panicked.step(Input::Gone(Gone::Destroyed), true).0),
         Some(GuestCrashed)
     );
+    assert_eq!(
+        reason(&state.clone().step(Input::Gone(Gone::Panicked), true).0),
+        Some(GuestCrashed)
+    );
     let (failing, actions) = state.step(Input::GraceElapsed, true);
     assert_eq!(actions.last(), Some(&Action::Destroy));
     assert_eq!(
@@ -155,7 +159,7 @@ fn state_every_path_ends_when_the_domain_is_gone() {
     for a in &inputs {
         for b in &inputs {
             for c in &inputs {
-                for gone in [Gone::PoweredOff, Gone::Destroyed, Gone::Died] {
+                for gone in [Gone::PoweredOff, Gone::Destroyed, Gone::Panicked, Gone::Died] {
                     let (state, _) = live(&[a.clone(), b.clone(), c.clone(), Input::Gone(gone)]);
                     assert!(reason(&state).is_some(), "{a:?} {b:?} {c:?} {gone:?}");
                 }
