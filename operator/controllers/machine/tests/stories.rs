@@ -3,63 +3,60 @@
 //! One process for all, since starting an API server costs more than any story. Each story has a namespace, on which Pod
 //! Security `restricted` is enforced, and controllers of its own.
 
+// Helpers of tests are tests as well; clippy sees only functions marked so.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod support;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, ResourceExt};
 use kubernest_crds::kubevirt::v1::{VirtualMachine, VirtualMachineInstance};
-use kubernest_machine::{Emulation, Options};
-use kubernest_runtime::{CancellationToken, Metrics};
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
 
-use support::control_plane::ControlPlane;
-use support::gate::{Gate, Kill};
+use support::gate::Gate;
 use support::kubelet::{self, Kubelet, NODE};
-
-/// No state takes longer to come about.
-const PATIENCE: Duration = Duration::from_secs(20);
+use support::stage::{Controllers, PATIENCE, Stage, Theatre, machine, printable};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reconcile_stories_against_a_real_api_server() {
-    let plane = ControlPlane::start().await;
-    story("create", reconcile_create(&Stage::set(&plane, "create").await)).await;
+    let theatre = Theatre::open().await;
+    story("create", reconcile_create(&Stage::set(&theatre, "create").await)).await;
     story(
         "pod deleted",
-        reconcile_pod_deleted(&Stage::set(&plane, "pod-deleted").await),
+        reconcile_pod_deleted(&Stage::set(&theatre, "pod-deleted").await),
     )
     .await;
-    story("halt and start", reconcile_halt(&Stage::set(&plane, "halt").await)).await;
-    story("delete", reconcile_delete(&Stage::set(&plane, "delete").await)).await;
-    story("crash", reconcile_crash(&Stage::set(&plane, "crash").await)).await;
+    story("halt and start", reconcile_halt(&Stage::set(&theatre, "halt").await)).await;
+    story("delete", reconcile_delete(&Stage::set(&theatre, "delete").await)).await;
+    story("crash", reconcile_crash(&Stage::set(&theatre, "crash").await)).await;
     story(
         "missing claim",
-        reconcile_missing_claim(&Stage::set(&plane, "claim").await),
+        reconcile_missing_claim(&Stage::set(&theatre, "claim").await),
     )
     .await;
-    story("refused pod", reconcile_refused(&Stage::set(&plane, "refused").await)).await;
+    story("refused pod", reconcile_refused(&Stage::set(&theatre, "refused").await)).await;
     story(
         "template changed",
-        reconcile_restart_required(&Stage::set(&plane, "template").await),
+        reconcile_restart_required(&Stage::set(&theatre, "template").await),
     )
     .await;
     story(
         "instance alone",
-        reconcile_instance_alone(&Stage::set(&plane, "alone").await),
+        reconcile_instance_alone(&Stage::set(&theatre, "alone").await),
     )
     .await;
     story(
         "lost node",
-        reconcile_lost_node(&Stage::without_kubelet(&plane, "lost-node").await),
+        reconcile_lost_node(&Stage::without_kubelet(&theatre, "lost-node").await),
     )
     .await;
-    story("at rest", reconcile_rest(&Stage::set(&plane, "rest").await, &plane)).await;
-    story("killed at every write", reconcile_killed(&plane)).await;
+    story("at rest", reconcile_rest(&Stage::set(&theatre, "rest").await, &theatre)).await;
+    story("killed at every write", reconcile_killed(&theatre)).await;
 }
 
 async fn story(name: &str, told: impl Future<Output = ()>) {
@@ -68,188 +65,8 @@ async fn story(name: &str, told: impl Future<Output = ()>) {
     println!("{name}: {} ms", since.elapsed().as_millis());
 }
 
-/// A namespace with controllers at work in it.
-struct Stage {
-    client: Client,
-    namespace: String,
-    kubelet: Option<Kubelet>,
-    controllers: Controllers,
-}
-
-struct Controllers(JoinHandle<()>);
-
-impl Controllers {
-    fn start(client: Client) -> Self {
-        let options = Options {
-            launcher_image: "launcher@sha256:1".to_owned(),
-            emulation: Emulation::Auto,
-        };
-        Self(tokio::spawn(kubernest_machine::run(
-            client,
-            options,
-            Metrics::new(),
-            CancellationToken::new(),
-        )))
-    }
-}
-
-impl Drop for Controllers {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl Stage {
-    async fn set(plane: &ControlPlane, namespace: &str) -> Self {
-        let mut stage = Self::without_kubelet(plane, namespace).await;
-        stage.kubelet = Some(Kubelet::start(&stage.client, namespace).await);
-        stage
-    }
-
-    async fn without_kubelet(plane: &ControlPlane, namespace: &str) -> Self {
-        let client = plane.client();
-        let object =
-            json!({"metadata": {"name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        namespaces
-            .create(&PostParams::default(), &serde_json::from_value(object).unwrap())
-            .await
-            .unwrap();
-        let controllers = Controllers::start(client.clone());
-        Self {
-            client,
-            namespace: namespace.to_owned(),
-            kubelet: None,
-            controllers,
-        }
-    }
-
-    fn machines(&self) -> Api<VirtualMachine> {
-        Api::namespaced(self.client.clone(), &self.namespace)
-    }
-
-    fn instances(&self) -> Api<VirtualMachineInstance> {
-        Api::namespaced(self.client.clone(), &self.namespace)
-    }
-
-    fn pods(&self) -> Api<Pod> {
-        Api::namespaced(self.client.clone(), &self.namespace)
-    }
-
-    async fn create(&self, machine: Value) -> VirtualMachine {
-        self.machines()
-            .create(&PostParams::default(), &serde_json::from_value(machine).unwrap())
-            .await
-            .unwrap()
-    }
-
-    async fn change(&self, change: Value) {
-        self.machines()
-            .patch("vm", &PatchParams::default(), &Patch::Merge(change))
-            .await
-            .unwrap();
-    }
-
-    async fn machine_when(&self, what: &str, holds: impl Fn(&VirtualMachine) -> bool) -> VirtualMachine {
-        let wait = await_condition(self.machines(), "vm", |machine: Option<&VirtualMachine>| {
-            machine.is_some_and(&holds)
-        });
-        match tokio::time::timeout(PATIENCE, wait).await {
-            Ok(found) => found.unwrap().unwrap(),
-            Err(_) => panic!(
-                "{}: no {what}: {:#?}",
-                self.namespace,
-                self.machines().get_opt("vm").await.unwrap()
-            ),
-        }
-    }
-
-    async fn running(&self) -> VirtualMachine {
-        self.machine_when("running machine", |machine| {
-            printable(machine) == "Running" && ready(machine)
-        })
-        .await
-    }
-
-    async fn machine_gone(&self) {
-        let wait = await_condition(self.machines(), "vm", |machine: Option<&VirtualMachine>| {
-            machine.is_none()
-        });
-        tokio::time::timeout(PATIENCE, wait)
-            .await
-            .expect("the machine goes")
-            .unwrap();
-    }
-
-    async fn instance(&self) -> VirtualMachineInstance {
-        self.instances().get("vm").await.unwrap()
-    }
-
-    async fn pod(&self) -> Pod {
-        let mut pods = self.pods().list(&ListParams::default()).await.unwrap().items;
-        assert_eq!(pods.len(), 1, "one pod");
-        pods.remove(0)
-    }
-
-    async fn assert_nothing_left(&self) {
-        assert!(
-            self.machines()
-                .list(&ListParams::default())
-                .await
-                .unwrap()
-                .items
-                .is_empty(),
-            "machines"
-        );
-        assert!(
-            self.instances()
-                .list(&ListParams::default())
-                .await
-                .unwrap()
-                .items
-                .is_empty(),
-            "instances"
-        );
-        assert!(
-            self.pods().list(&ListParams::default()).await.unwrap().items.is_empty(),
-            "pods"
-        );
-    }
-}
-
-fn printable(machine: &VirtualMachine) -> &str {
-    machine
-        .status
-        .as_ref()
-        .and_then(|status| status.printable_status.as_deref())
-        .unwrap_or_default()
-}
-
-fn ready(machine: &VirtualMachine) -> bool {
-    machine.status.as_ref().is_some_and(|status| status.ready)
-}
-
-fn machine() -> Value {
-    json!({
-        "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine",
-        "metadata": {"name": "vm"},
-        "spec": {"runStrategy": "Always", "template": {
-            "metadata": {"labels": {"kubernest.io/slot": "vm"}},
-            "spec": {
-                "terminationGracePeriodSeconds": 5,
-                "domain": {
-                    "cpu": {"cores": 2},
-                    "memory": {"guest": "512Mi"},
-                    "devices": {"disks": [{"name": "os", "disk": {"bus": "virtio"}}]},
-                },
-                "volumes": [{"name": "os", "containerDisk": {"image": "localhost/node@sha256:1"}}],
-            },
-        }},
-    })
-}
-
 async fn reconcile_create(stage: &Stage) {
-    stage.machine_when_controllers_listen().await;
+    stage.controllers_listen().await;
     let since = Instant::now();
     stage.create(machine()).await;
     let pods = stage.pods();
@@ -509,12 +326,12 @@ async fn reconcile_lost_node(stage: &Stage) {
     taint(Value::Null).await;
 }
 
-async fn reconcile_rest(stage: &Stage, plane: &ControlPlane) {
+async fn reconcile_rest(stage: &Stage, theatre: &Theatre) {
     stage.create(machine()).await;
     stage.running().await;
-    stage.controllers.0.abort();
-    let gate = Gate::new(Kill::Never);
-    let restarted = Controllers::start(plane.gated(&gate));
+    stage.controllers.kill();
+    let gate = Gate::new(None);
+    let restarted = Controllers::start(theatre.controllers_client(&gate).await);
     // A heartbeat of the node must not matter either.
     let nodes: Api<Node> = Api::all(stage.client.clone());
     for beat in 0..10 {
@@ -537,17 +354,17 @@ async fn reconcile_rest(stage: &Stage, plane: &ControlPlane) {
 
 /// Create, lose the pod, delete: with the operator killed after each of its writes in turn, before it sees the answer, and
 /// started again. To die before a write leaves what dying after the previous one does.
-async fn reconcile_killed(plane: &ControlPlane) {
+async fn reconcile_killed(theatre: &Theatre) {
     for write in 0.. {
-        let stage = Stage::set(plane, &format!("killed-{write}")).await;
-        stage.controllers.0.abort();
-        let gate = Gate::new(Kill::After(write));
-        let first = Controllers::start(plane.gated(&gate));
-        let client = plane.client();
+        let gate = Gate::new(Some(write));
+        let first = Controllers::start(theatre.controllers_client(&gate).await);
+        let mut stage = Stage::with_controllers(theatre, &format!("killed-{write}"), first).await;
+        stage.kubelet = Some(Kubelet::start(&stage.client, &stage.namespace).await);
+        let second = theatre.controllers_client(&Gate::new(None)).await;
         let restart = tokio::spawn(async move {
+            // The gate lets no write of the first through any more.
             gate.reached().await;
-            drop(first);
-            Controllers::start(client)
+            Controllers::start(second)
         });
         life(&stage).await;
         if !restart.is_finished() {
@@ -587,17 +404,4 @@ async fn life(stage: &Stage) {
     stage.machines().delete("vm", &DeleteParams::default()).await.unwrap();
     stage.machine_gone().await;
     stage.assert_nothing_left().await;
-}
-
-impl Stage {
-    /// Waits until the controllers' watches are open, so that what follows measures them and not their start.
-    async fn machine_when_controllers_listen(&self) {
-        let mut machine = machine();
-        machine["spec"]["runStrategy"] = json!("Halted");
-        self.create(machine).await;
-        self.machine_when("listening controllers", |machine| printable(machine) == "Stopped")
-            .await;
-        self.machines().delete("vm", &DeleteParams::default()).await.unwrap();
-        self.machine_gone().await;
-    }
 }

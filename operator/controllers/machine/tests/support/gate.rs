@@ -11,27 +11,19 @@ use kube::client::Body;
 use tokio::sync::Notify;
 use tower::{Layer, Service};
 
-/// Where the process under test dies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kill {
-    /// The write is carried out, its answer is never seen.
-    After(usize),
-    /// Nowhere.
-    Never,
-}
-
 /// Counts writes (events apart) and kills at one of them.
 #[derive(Clone)]
 pub struct Gate {
-    kill: Kill,
+    /// The write whose answer is never seen, and after which nothing is written any more; counted from 0.
+    kill_after: Option<usize>,
     writes: Arc<AtomicUsize>,
     reached: Arc<Notify>,
 }
 
 impl Gate {
-    pub fn new(kill: Kill) -> Self {
+    pub fn new(kill_after: Option<usize>) -> Self {
         Self {
-            kill,
+            kill_after,
             writes: Arc::default(),
             reached: Arc::default(),
         }
@@ -87,9 +79,9 @@ where
         }
         let number = self.gate.writes.fetch_add(1, Ordering::SeqCst);
         let reached = self.gate.reached.clone();
-        match self.gate.kill {
-            Kill::After(at) if number > at => Box::pin(pending()),
-            Kill::After(at) if number == at => {
+        match self.gate.kill_after {
+            Some(at) if number > at => Box::pin(pending()),
+            Some(at) if number == at => {
                 let answer = self.inner.call(request);
                 Box::pin(async move {
                     drop(answer.await);

@@ -1,0 +1,227 @@
+//! The launcher pod of a machine: rights, identity, mounts, networks, resources.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
+use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
+use kubernest_domain::{Accelerator, LAUNCH_ENV, Launch, VolumeMode};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::super::validate::validate;
+use super::super::{build, networks, resources};
+use super::{claims, instance, machine, read};
+use crate::Emulation;
+
+fn built(instance: &VirtualMachineInstance, accelerator: Accelerator) -> Value {
+    serde_json::to_value(build::launcher_pod(&machine(instance), accelerator, "launcher@sha256:2").unwrap()).unwrap()
+}
+
+fn mount_of(pod: &Value, path: &str) -> (Value, Value) {
+    let mounts = pod["spec"]["containers"][0]["volumeMounts"].as_array().unwrap();
+    let mount = mounts
+        .iter()
+        .find(|mount| mount["mountPath"] == path)
+        .unwrap_or_else(|| panic!("{path}: {mounts:?}"));
+    let volumes = pod["spec"]["volumes"].as_array().unwrap();
+    (
+        volumes
+            .iter()
+            .find(|volume| volume["name"] == mount["name"])
+            .unwrap()
+            .clone(),
+        mount.clone(),
+    )
+}
+
+#[test]
+fn build_pod_passes_pod_security_restricted() {
+    let pod = built(&instance(), Accelerator::Tcg);
+    let spec = &pod["spec"];
+    for gone in [
+        "serviceAccountName",
+        "hostNetwork",
+        "hostPID",
+        "hostIPC",
+        "initContainers",
+    ] {
+        assert_eq!(spec[gone], Value::Null, "{gone}");
+    }
+    assert_eq!(spec["automountServiceAccountToken"], false);
+    assert_eq!(spec["enableServiceLinks"], false);
+    assert_eq!(spec["restartPolicy"], "Never");
+    let expected = json!({
+        "runAsUser": 107, "runAsGroup": 107, "fsGroup": 107, "runAsNonRoot": true,
+        "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
+    });
+    assert_eq!(spec["securityContext"], expected);
+    let expected = json!({
+        "allowPrivilegeEscalation": false, "privileged": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true,
+        "runAsUser": 107, "runAsGroup": 107, "capabilities": {"drop": ["ALL"]},
+    });
+    assert_eq!(spec["containers"][0]["securityContext"], expected);
+    assert!(!spec["volumes"].to_string().contains("hostPath"));
+}
+
+#[test]
+fn build_pod_carries_identity_place_and_grace() {
+    let pod = built(&instance(), Accelerator::Tcg);
+    let metadata = &pod["metadata"];
+    assert!(
+        metadata["name"]
+            .as_str()
+            .unwrap()
+            .starts_with("virt-launcher-customera-cp-0-")
+    );
+    let expected = json!({
+        "kubernest.io/cluster": "customera", "kubevirt.io": "virt-launcher", "kubevirt.io/created-by": "u-1",
+        "vm.kubevirt.io/name": "customera-cp-0", "app.kubernetes.io/managed-by": "kubernest",
+    });
+    assert_eq!(metadata["labels"], expected);
+    assert_eq!(metadata["annotations"]["kubevirt.io/domain"], "customera-cp-0");
+    let owner = &metadata["ownerReferences"][0];
+    assert_eq!(
+        (&owner["uid"], &owner["controller"], &owner["blockOwnerDeletion"]),
+        (&json!("u-1"), &json!(true), &json!(true))
+    );
+    let spec = &pod["spec"];
+    assert_eq!(spec["terminationGracePeriodSeconds"], 75);
+    assert_eq!(
+        spec["nodeSelector"],
+        json!({"zone": "a", "kubevirt.io/schedulable": "true"})
+    );
+    assert_eq!(spec["priorityClassName"], "machines");
+    assert_eq!(spec["hostname"], "cp-0");
+    assert_eq!(spec["imagePullSecrets"], json!([{"name": "registry"}]));
+    let probe = &spec["containers"][0]["readinessProbe"];
+    assert_eq!(probe["httpGet"], json!({"path": "/readyz", "port": 49080}));
+    assert_eq!(probe["periodSeconds"], 2);
+}
+
+#[test]
+fn build_pod_mounts_where_the_launcher_looks() {
+    let pod = built(&instance(), Accelerator::Tcg);
+    let (run, _) = mount_of(&pod, "/run/kubernest");
+    assert_eq!(run["emptyDir"], json!({}));
+    let (os, mount) = mount_of(&pod, "/run/container-disks/os");
+    assert_eq!(
+        (&os["image"]["reference"], &mount["readOnly"]),
+        (&json!("img@sha256:1"), &json!(true))
+    );
+    assert_eq!(
+        mount_of(&pod, "/run/kernel-boot").0["image"]["reference"],
+        "img@sha256:1"
+    );
+    let (data, mount) = mount_of(&pod, "/run/pvcs/data");
+    assert_eq!(
+        (&data["persistentVolumeClaim"]["claimName"], &mount["readOnly"]),
+        (&json!("cp-0-data"), &Value::Null)
+    );
+    let (bootstrap, mount) = mount_of(&pod, "/run/volumes/bootstrap");
+    assert_eq!(
+        (&bootstrap["secret"]["secretName"], &mount["readOnly"]),
+        (&json!("cp-0-bootstrap"), &json!(true))
+    );
+    assert_eq!(
+        mount_of(&pod, "/run/cloud-init/seed/user").0["secret"]["secretName"],
+        "user"
+    );
+    assert_eq!(
+        mount_of(&pod, "/run/cloud-init/seed/network").0["secret"]["secretName"],
+        "net"
+    );
+
+    let block = validate(&instance(), &claims("Block")).unwrap();
+    assert_eq!(block.claims["data"].mode, VolumeMode::Block);
+    let pod = serde_json::to_value(build::launcher_pod(&block, Accelerator::Kvm, "x").unwrap()).unwrap();
+    let devices = &pod["spec"]["containers"][0]["volumeDevices"];
+    assert_eq!(*devices, json!([{"name": "data", "devicePath": "/dev/data"}]));
+}
+
+#[test]
+fn build_pod_tells_the_launcher_and_multus_the_same() {
+    let pod = built(&instance(), Accelerator::Tcg);
+    let networks: Value =
+        serde_json::from_str(pod["metadata"]["annotations"][networks::ANNOTATION].as_str().unwrap()).unwrap();
+    let expected = json!([
+        {"name": "kubernest-masquerade", "namespace": "kubernest-system", "interface": "tap0",
+         "cni-args": {"ports": [{"port": 6443, "protocol": "TCP"}]}},
+        {"name": "customera", "namespace": "org-acme", "interface": "tap1", "mac": "02:00:10:01:00:0a"},
+    ]);
+    assert_eq!(networks, expected);
+    let env = pod["spec"]["containers"][0]["env"].as_array().unwrap();
+    assert_eq!((env.len(), &env[0]["name"]), (1, &json!(LAUNCH_ENV)));
+    let launch: Launch = serde_json::from_str(env[0]["value"].as_str().unwrap()).unwrap();
+    assert_eq!(launch.accelerator, Accelerator::Tcg);
+    assert_eq!(launch.vmi.metadata.uid.as_deref(), Some("u-1"));
+    assert_eq!(launch.vmi.annotations()["kept"], "yes");
+    assert_eq!(launch.volumes["data"].capacity, 8 << 30);
+    let taps: Vec<_> = launch
+        .interfaces
+        .iter()
+        .map(|tap| (tap.name.as_str(), tap.tap.as_str(), tap.mac.as_str()))
+        .collect();
+    assert_eq!(taps[1], ("tenant", "tap1", "02:00:10:01:00:0a"));
+    assert_eq!(
+        launch.overhead_bytes,
+        resources::overhead_bytes(2 << 30, 1, Accelerator::Tcg)
+    );
+}
+
+#[test]
+fn build_pod_requests_guest_and_overhead() {
+    let mib = 1_u64 << 20;
+    assert_eq!(
+        resources::overhead_bytes(2 << 30, 1, Accelerator::Kvm),
+        (25 + 60 + 10 + 8 + 4) * mib
+    );
+    assert_eq!(
+        resources::overhead_bytes(2 << 30, 1, Accelerator::Tcg),
+        (25 + 60 + 10 + 8 + 4 + 64) * mib
+    );
+    let list = built(&instance(), Accelerator::Kvm)["spec"]["containers"][0]["resources"].clone();
+    let memory = (2048 + 107) * mib;
+    assert_eq!(list["requests"]["memory"], memory.to_string());
+    assert_eq!(list["requests"]["cpu"], "200m");
+    assert_eq!(list["requests"]["devices.kubevirt.io/tun"], "1");
+    assert_eq!(
+        list["limits"],
+        json!({"devices.kubevirt.io/tun": "1", "devices.kubevirt.io/kvm": "1"})
+    );
+
+    let mut asked = instance();
+    asked.spec.domain.resources = read(json!({"requests": {"memory": "1Gi", "cpu": 1}, "limits": {"memory": "2Gi"}}));
+    let list = built(&asked, Accelerator::Tcg)["spec"]["containers"][0]["resources"].clone();
+    assert_eq!(list["requests"]["memory"], ((1024 + 171) * mib).to_string());
+    assert_eq!(list["requests"]["cpu"], "1");
+    assert_eq!(list["limits"]["memory"], ((2048 + 171) * mib).to_string());
+    assert_eq!(list["limits"].get("devices.kubevirt.io/kvm"), None);
+}
+
+#[rstest]
+#[case::no_nodes(Emulation::Auto, json!([]), Accelerator::Tcg)]
+#[case::offered(Emulation::Auto, json!([{"zone": "a", "kvm": "110"}]), Accelerator::Kvm)]
+#[case::none_left(Emulation::Auto, json!([{"zone": "a", "kvm": "0"}]), Accelerator::Tcg)]
+#[case::elsewhere(Emulation::Auto, json!([{"zone": "a"}, {"zone": "b", "kvm": "110"}]), Accelerator::Tcg)]
+#[case::cordoned(Emulation::Auto, json!([{"zone": "a", "kvm": "110", "cordoned": true}]), Accelerator::Tcg)]
+#[case::always(Emulation::Always, json!([{"zone": "a", "kvm": "110"}]), Accelerator::Tcg)]
+#[case::never(Emulation::Never, json!([]), Accelerator::Kvm)]
+fn build_accelerator_is_what_a_node_offers(
+    #[case] emulation: Emulation,
+    #[case] nodes: Value,
+    #[case] expected: Accelerator,
+) {
+    let nodes = nodes.as_array().unwrap().iter().map(|node| {
+        let node = json!({
+            "metadata": {"name": "n", "labels": {"kubevirt.io/schedulable": "true", "zone": node["zone"]}},
+            "spec": {"unschedulable": node["cordoned"]},
+            "status": {"allocatable": {"devices.kubevirt.io/kvm": node["kvm"].as_str().unwrap_or("0")}},
+        });
+        Arc::new(read::<Node>(node))
+    });
+    assert_eq!(
+        resources::accelerator(emulation, &instance(), &nodes.collect::<Vec<_>>()),
+        expected
+    );
+}

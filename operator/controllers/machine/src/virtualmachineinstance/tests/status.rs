@@ -1,0 +1,255 @@
+//! What status follows from what pod and node.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, phase};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::super::status::{POD_SCHEDULED, Seen, status};
+use super::super::validate::Obstacle;
+use super::super::{ending, reasons};
+use super::{instance, read};
+use crate::stores::NodeState;
+use crate::{Emulation, conditions};
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_000).unwrap()
+}
+
+fn in_phase(phase: &str) -> VirtualMachineInstance {
+    let mut instance = instance();
+    if !phase.is_empty() {
+        instance.status = Some(read(json!({"phase": phase})));
+    }
+    instance
+}
+
+fn pod(extra: Value) -> Pod {
+    let mut pod = json!({
+        "metadata": {"name": "p", "namespace": "org-acme", "uid": "p-1"},
+        "spec": {"containers": [{"name": "compute"}], "nodeName": "n1"},
+        "status": {"phase": "Running", "podIP": "10.1.0.5", "podIPs": [{"ip": "10.1.0.5"}], "qosClass": "Burstable"},
+    });
+    for part in ["metadata", "spec", "status"] {
+        for (key, value) in extra[part].as_object().into_iter().flatten() {
+            pod[part][key] = value.clone();
+        }
+    }
+    read(pod)
+}
+
+fn container(state: Value) -> Value {
+    json!([{"name": "compute", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": state}])
+}
+
+fn ready(status: &str) -> Value {
+    json!([{"type": "Ready", "status": status}])
+}
+
+#[rstest]
+#[case::new("", None, "Pending", reasons::POD_NOT_EXISTS)]
+#[case::made("Pending", Some(json!({"status": {"phase": "Pending"}})), "Scheduling", reasons::POD_CONDITION_MISSING)]
+#[case::pulls("Scheduling", Some(json!({"status": {"conditions": ready("False"),
+    "containerStatuses": container(json!({"waiting": {"reason": "ContainerCreating"}}))}})), "Scheduling", reasons::GUEST_NOT_RUNNING)]
+#[case::boots("Scheduling", Some(json!({"status": {"conditions": ready("False"),
+    "containerStatuses": container(json!({"running": {}}))}})), "Scheduled", reasons::GUEST_NOT_RUNNING)]
+#[case::runs("Scheduled", Some(json!({"status": {"conditions": ready("True")}})), "Running", "")]
+#[case::stays("Running", Some(json!({"status": {"conditions": ready("False")}})), "Running", reasons::GUEST_NOT_RUNNING)]
+#[case::going("Running", Some(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"},
+    "status": {"conditions": ready("True")}})), "Running", reasons::POD_TERMINATING)]
+#[case::gone("Running", None, "Failed", reasons::POD_DELETED)]
+#[case::gone_early("Scheduling", None, "Failed", reasons::POD_DELETED)]
+#[case::stopped_from_outside("Running", Some(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"},
+    "status": {"phase": "Succeeded"}})), "Failed", reasons::POD_DELETED)]
+#[case::evicted("Running", Some(json!({"status": {"phase": "Failed", "reason": "Evicted", "message": "low memory"}})),
+    "Failed", reasons::POD_EVICTED)]
+#[case::preempted("Running", Some(json!({"status": {"phase": "Failed", "conditions": [
+    {"type": "DisruptionTarget", "status": "True", "message": "preempted"}]}})), "Failed", reasons::POD_EVICTED)]
+#[case::shutdown("Running", Some(json!({"status": {"phase": "Succeeded", "containerStatuses": container(json!(
+    {"terminated": {"exitCode": 0, "message": "{\"reason\":\"GuestShutdown\",\"message\":\"powered off\"}"}}))}})),
+    "Succeeded", "GuestShutdown")]
+#[case::crashed("Running", Some(json!({"status": {"phase": "Failed", "containerStatuses": container(json!(
+    {"terminated": {"exitCode": 1, "message": "{\"reason\":\"GuestCrashed\",\"message\":\"died\",\"serial\":[\"panic\"]}"}}))}})),
+    "Failed", "GuestCrashed")]
+#[case::killed("Running", Some(json!({"status": {"phase": "Failed", "containerStatuses": container(json!(
+    {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}))}})), "Failed", "OOMKilled")]
+#[case::refused_by_the_node("Scheduling", Some(json!({"status": {"phase": "Failed", "reason": "UnexpectedAdmissionError"}})),
+    "Failed", "UnexpectedAdmissionError")]
+fn status_phase_and_ready(
+    #[case] before: &str,
+    #[case] shape: Option<Value>,
+    #[case] phase: &str,
+    #[case] reason: &str,
+) {
+    let pod = shape.map(pod);
+    let seen = Seen {
+        pod: pod.as_ref(),
+        node: NodeState::Up,
+        obstacle: None,
+        emulation: Emulation::Auto,
+    };
+    let instance = in_phase(before);
+    let first = status(&instance, seen, now());
+    assert_eq!(first.phase.as_deref(), Some(phase));
+    let condition = conditions::get(&first.conditions, "Ready").unwrap();
+    assert_eq!(condition.reason.as_deref().unwrap_or_default(), reason);
+    assert_eq!(condition.status == "True", phase == "Running" && reason.is_empty());
+    if phase == "Failed" {
+        assert_eq!(first.reason.as_deref(), Some(reason));
+    }
+    assert_eq!(first.phase_transition_timestamps.len(), usize::from(phase != before));
+    // At rest nothing changes, whatever the clock says.
+    let again = VirtualMachineInstance {
+        status: Some(first.clone()),
+        ..instance
+    };
+    assert_eq!(status(&again, seen, Timestamp::from_second(9_000).unwrap()), first);
+}
+
+#[test]
+fn status_keeps_the_guests_last_words() {
+    let words = "{\"reason\":\"GuestCrashed\",\"message\":\"died\",\"serial\":[\"a\",\"panic\"]}";
+    let pod = pod(json!({"status": {"phase": "Failed", "containerStatuses":
+        container(json!({"terminated": {"exitCode": 1, "message": words}}))}}));
+    let seen = Seen {
+        pod: Some(&pod),
+        node: NodeState::Up,
+        obstacle: None,
+        emulation: Emulation::Auto,
+    };
+    let status = status(&in_phase("Running"), seen, now());
+    let ready = conditions::get(&status.conditions, "Ready").unwrap();
+    assert_eq!(ready.message.as_deref(), Some("died; the guest said last: panic"));
+    assert_eq!(status.console_tail.unwrap().lines, ["a", "panic"]);
+}
+
+#[test]
+fn status_of_a_running_instance_is_complete() {
+    let network_status = json!([
+        {"name": "cbr0", "interface": "eth0", "ips": ["10.1.0.5"], "mac": "aa:aa:aa:aa:aa:aa"},
+        {"name": "org-acme/customera", "interface": "tap1", "mac": "02:00:10:01:00:0b"},
+    ]);
+    let pod = pod(json!({
+        "metadata": {"annotations": {"k8s.v1.cni.cncf.io/network-status": network_status.to_string()}},
+        "status": {"conditions": ready("True")},
+    }));
+    let seen = Seen {
+        pod: Some(&pod),
+        node: NodeState::Up,
+        obstacle: None,
+        emulation: Emulation::Auto,
+    };
+    let status = status(&in_phase("Scheduled"), seen, now());
+    assert_eq!(status.node_name.as_deref(), Some("n1"));
+    assert_eq!(status.qos_class.as_deref(), Some("Burstable"));
+    assert_eq!(
+        status.active_pods,
+        BTreeMap::from([("p-1".to_owned(), "n1".to_owned())])
+    );
+    assert_eq!(status.interfaces[0].ip_address.as_deref(), Some("10.1.0.5"));
+    assert_eq!(status.interfaces[1].mac.as_deref(), Some("02:00:10:01:00:0b"));
+    assert_eq!(status.interfaces[1].ip_address, None);
+    let targets: Vec<_> = status
+        .volume_status
+        .iter()
+        .map(|volume| volume.target.as_str())
+        .collect();
+    assert_eq!(targets, ["vda", "vdb", "", "sda"]);
+    for (kind, expected) in [
+        ("Synchronized", "True"),
+        ("LiveMigratable", "False"),
+        ("SoftwareEmulation", "True"),
+    ] {
+        assert_eq!(
+            conditions::get(&status.conditions, kind).unwrap().status,
+            expected,
+            "{kind}"
+        );
+    }
+}
+
+#[test]
+fn status_tells_what_hinders_the_pod() {
+    let unschedulable = pod(
+        json!({"spec": {"nodeName": null}, "status": {"phase": "Pending", "conditions": [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes are available"}]}}),
+    );
+    let seen = Seen {
+        pod: Some(&unschedulable),
+        node: NodeState::Up,
+        obstacle: None,
+        emulation: Emulation::Auto,
+    };
+    let first = status(&in_phase("Scheduling"), seen, now());
+    let condition = conditions::is_false(&first.conditions, POD_SCHEDULED).unwrap();
+    assert_eq!(condition.message.as_deref(), Some("0/2 nodes are available"));
+
+    let pulls = pod(json!({"status": {"phase": "Pending", "containerStatuses":
+        container(json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}))}}));
+    let next = VirtualMachineInstance {
+        status: Some(first),
+        ..instance()
+    };
+    let seen = Seen {
+        pod: Some(&pulls),
+        ..seen
+    };
+    let second = status(&next, seen, now());
+    assert_eq!(conditions::get(&second.conditions, POD_SCHEDULED), None);
+    let condition = conditions::is_false(&second.conditions, "Synchronized").unwrap();
+    assert_eq!(condition.reason.as_deref(), Some("ImagePullBackOff"));
+
+    let obstacle = Obstacle::ClaimMissing("data".to_owned());
+    let seen = Seen {
+        pod: None,
+        obstacle: Some(&obstacle),
+        ..seen
+    };
+    let pending = status(&in_phase(""), seen, now());
+    assert_eq!(pending.phase.as_deref(), Some(phase::PENDING));
+    let condition = conditions::is_false(&pending.conditions, "Synchronized").unwrap();
+    assert_eq!(condition.reason.as_deref(), Some(reasons::PVC_NOT_FOUND));
+}
+
+#[rstest]
+#[case::runs(json!({"containerStatuses": container(json!({"running": {}}))}), NodeState::Up, false)]
+#[case::node_silent(json!({"containerStatuses": container(json!({"running": {}}))}), NodeState::Unreachable, false)]
+#[case::node_off(json!({"containerStatuses": container(json!({"running": {}}))}), NodeState::Dead, true)]
+#[case::declared_failed_only(json!({"phase": "Failed", "containerStatuses": container(json!({"running": {}}))}), NodeState::Up, false)]
+#[case::ended(json!({"phase": "Failed", "containerStatuses": container(json!({"terminated": {"exitCode": 0}}))}), NodeState::Up, true)]
+#[case::never_admitted(json!({"phase": "Failed"}), NodeState::Up, true)]
+fn status_process_is_surely_gone(#[case] shape: Value, #[case] node: NodeState, #[case] gone: bool) {
+    assert_eq!(ending::surely_ended(&pod(json!({"status": shape})), node), gone);
+}
+
+#[test]
+fn status_a_lost_node_fails_the_run_and_a_silent_one_does_not() {
+    let pod = pod(json!({"status": {"conditions": ready("False")}}));
+    let seen = Seen {
+        pod: Some(&pod),
+        node: NodeState::Unreachable,
+        obstacle: None,
+        emulation: Emulation::Auto,
+    };
+    let silent = status(&in_phase("Running"), seen, now());
+    assert_eq!(silent.phase.as_deref(), Some("Running"));
+    assert_eq!(
+        conditions::get(&silent.conditions, "Ready").unwrap().reason.as_deref(),
+        Some(reasons::NODE_UNREACHABLE)
+    );
+    let dead = status(
+        &in_phase("Running"),
+        Seen {
+            node: NodeState::Dead,
+            ..seen
+        },
+        now(),
+    );
+    assert_eq!(
+        (dead.phase.as_deref(), dead.reason.as_deref()),
+        (Some("Failed"), Some(reasons::NODE_LOST))
+    );
+}

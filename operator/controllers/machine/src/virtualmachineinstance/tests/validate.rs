@@ -1,0 +1,55 @@
+//! What an instance must be to be run.
+
+use std::collections::BTreeMap;
+
+use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::super::reasons;
+use super::super::validate::{Obstacle, validate};
+use super::{claims, instance, read};
+
+#[test]
+fn validate_fills_in_kubevirts_defaults() {
+    let bare: VirtualMachineInstance = read(json!({
+        "metadata": {"name": "bare", "namespace": "n", "uid": "u-2"},
+        "spec": {"domain": {"resources": {"requests": {"memory": "64M"}}, "devices": {}}},
+    }));
+    let machine = validate(&bare, &BTreeMap::new()).unwrap();
+    assert_eq!((machine.guest_bytes, machine.cpus), (64_000_000, 1));
+    let spec = machine.instance.spec;
+    assert_eq!(spec.domain.memory.unwrap().guest.unwrap().0, "64M");
+    assert_eq!(spec.networks.unwrap()[0].name, "default");
+    assert_eq!(machine.nics.len(), 1);
+    assert!(machine.nics[0].mac.starts_with("02:"));
+
+    let mut alone = bare;
+    alone.spec.domain.devices.autoattach_pod_interface = Some(false);
+    assert_eq!(validate(&alone, &BTreeMap::new()).unwrap().nics, []);
+}
+
+#[rstest]
+#[case::memory(json!({"/spec/domain/memory": null}), "spec.domain.memory.guest: no memory is given")]
+#[case::negative(json!({"/spec/domain/memory/guest": "-1Gi"}), "spec.domain.memory.guest: must be more than 0")]
+#[case::volume(json!({"/spec/volumes/0/name": "other"}), "spec.domain.devices.disks: there is no volume named 'os'")]
+#[case::twice(json!({"/spec/volumes/1/name": "os"}), "spec.volumes[1].name: 'os' is there twice")]
+#[case::source(json!({"/spec/volumes/0/emptyDisk": {"capacity": "1Gi"}}), "spec.volumes[0]: must have exactly one source")]
+#[case::network(json!({"/spec/networks/1/name": "x"}), "spec.domain.devices.interfaces[1]: there is no network named")]
+#[case::binding(json!({"/spec/domain/devices/interfaces/0/bridge": {}}), "spec.domain.devices.interfaces[0]: must be")]
+fn validate_names_the_field(#[case] change: Value, #[case] expected: &str) {
+    let mut value = serde_json::to_value(instance()).unwrap();
+    for (path, wanted) in change.as_object().unwrap() {
+        let (parent, key) = path.rsplit_once('/').unwrap();
+        value.pointer_mut(parent).unwrap()[key] = wanted.clone();
+    }
+    let error = validate(&read(value), &claims("Filesystem")).unwrap_err();
+    assert!(error.to_string().starts_with(expected), "{error}");
+    assert_eq!(error.reason(), reasons::INVALID);
+}
+
+#[test]
+fn validate_waits_for_the_claim() {
+    let error = validate(&instance(), &BTreeMap::new()).unwrap_err();
+    assert_eq!(error, Obstacle::ClaimMissing("cp-0-data".to_owned()));
+}
