@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args as ClapArgs, ValueEnum};
+use futures::FutureExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -129,9 +130,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         });
     }
     let (follower, node) = (client.clone(), args.node_name.clone());
-    tasks.spawn(async move { Ok(outer::follow_nodes(follower, node, nodes_to).await) });
+    tasks.spawn(outer::follow_nodes(follower, node, nodes_to).map(Ok));
     let follower = client.clone();
-    tasks.spawn(async move { Ok(outer::follow_api(follower, api_to).await) });
+    tasks.spawn(outer::follow_api(follower, api_to).map(Ok));
     tasks.spawn(keep_overlay(attacher.clone(), nodes, metrics));
     tasks.spawn(keep_api_out(attacher.clone(), api));
 

@@ -116,7 +116,7 @@ mod tests {
         };
         records.write(&record).unwrap();
         records.write(&record).unwrap();
-        assert_eq!(records.list().unwrap(), [record.clone()]);
+        assert_eq!(records.list().unwrap(), std::slice::from_ref(&record));
         records.remove(&record.container_id, &record.tap).unwrap();
         records.remove(&record.container_id, &record.tap).unwrap();
         assert_eq!(records.list().unwrap(), []);

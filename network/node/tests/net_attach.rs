@@ -1,6 +1,8 @@
 //! Attaching pods for real: two "nodes" and their "pods" are network namespaces of this machine, the rest is what runs in
 //! a cluster. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod stage;
 
 use std::net::Ipv4Addr;
@@ -230,15 +232,15 @@ async fn net_vxlan_is_heard_from_nodes_only() {
     stage.add_l2(&b, "tap1", 4097, MAC_B, "org-acme").await.unwrap();
     let guest_a = stage.guest(&a, "tap1", MAC_A, ip("100.64.0.10"));
     let _guest_b = stage.guest(&b, "tap1", MAC_B, ip("100.64.0.20"));
-    let received = |stage: &Stage| {
-        let text = stage
-            .in_node(0, "cat /sys/class/net/kn-x4097/statistics/rx_packets")
-            .unwrap();
-        text.trim().parse::<u64>().unwrap()
+    // A VXLAN device learns the senders of what it takes; guests say things of their own, so counting would not do.
+    let heard = |stage: &Stage| {
+        stage
+            .in_node(0, "bridge fdb show dev kn-x4097")
+            .unwrap()
+            .contains(stage::FORGED_SENDER)
     };
     let to = stage.nodes[0].ip;
     // Any host of the nodes' network that is no node.
-    let before = received(&stage);
     stage.forge_vxlan(&stage.outside(), to, 4097);
     // A pod, on its own node and on another one.
     stage.forge_vxlan(&a.netns, to, 4097);
@@ -248,10 +250,10 @@ async fn net_vxlan_is_heard_from_nodes_only() {
         .in_pod(&a, &format!("ip addr add {}/32 dev lo", stage.nodes[1].ip))
         .unwrap();
     stage.forge_vxlan_from(&a.netns, stage.nodes[1].ip, to, 4097);
-    assert_eq!(received(&stage), before);
+    assert!(!heard(&stage));
     // The same frames from a node are heard: the forgery itself is right.
     stage.forge_vxlan(&stage.nodes[1].netns, to, 4097);
-    assert!(received(&stage) > before);
+    assert!(heard(&stage));
     assert!(stage.ping(&guest_a, ip("100.64.0.20")));
 }
 

@@ -12,6 +12,7 @@ use futures::stream::{self, BoxStream};
 use futures::{FutureExt as _, StreamExt as _};
 use inotify::{EventMask, Inotify, WatchMask};
 use tokio::net::UnixListener;
+use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::body::Body;
 use tonic::server::Grpc;
@@ -76,17 +77,18 @@ impl Plugin {
     /// # Errors
     /// When folder or socket cannot be used. A kubelet that is away is waited for.
     pub async fn run(&self, folder: &Path, registered: impl Fn()) -> Result<(), PluginError> {
-        let watch = |source| PluginError::Watch(folder.to_owned(), source);
+        let failed = |source| PluginError::Watch(folder.to_owned(), source);
         // Watched before anything is looked at, so that nothing happens unseen.
-        let inotify = Inotify::init().map_err(watch)?;
+        let inotify = Inotify::init().map_err(failed)?;
         inotify
             .watches()
             .add(folder, WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::DELETE)
-            .map_err(watch)?;
-        let mut events = inotify.into_event_stream([0; 4096]).map_err(watch)?;
+            .map_err(failed)?;
+        let mut events = inotify.into_event_stream([0; 4096]).map_err(failed)?;
         loop {
-            let server = tokio::spawn(self.clone().serve(self.listen(folder)?));
-            let stop = server.abort_handle();
+            // Dropped at the end of this turn: the server stops taking calls and its lists end.
+            let (_running, stopped) = watch::channel(());
+            tokio::spawn(self.clone().serve(self.listen(folder)?, stopped));
             let known = match self.register(folder).await {
                 Ok(()) => {
                     tracing::info!(resource = self.resource, "registered with the kubelet");
@@ -113,7 +115,7 @@ impl Plugin {
                 };
                 let event = event
                     .unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))
-                    .map_err(watch)?;
+                    .map_err(failed)?;
                 let name = event.name.as_deref().and_then(|name| name.to_str()).unwrap_or_default();
                 let kubelet_came = name == KUBELET && !event.mask.contains(EventMask::DELETE);
                 let we_went = name == self.socket_name() && event.mask.contains(EventMask::DELETE);
@@ -121,7 +123,6 @@ impl Plugin {
                     break;
                 }
             }
-            stop.abort();
         }
     }
 
@@ -158,13 +159,16 @@ impl Plugin {
             .map_err(|status| PluginError::Register(self.resource, Box::new(status)))
     }
 
-    async fn serve(self, listener: UnixListener) {
+    async fn serve(self, listener: UnixListener, stopped: watch::Receiver<()>) {
+        let mut stop = stopped.clone();
         let service = tower::service_fn(move |request: http::Request<Body>| {
-            let plugin = self.clone();
-            async move { Ok::<_, Infallible>(plugin.answer(request).await) }
+            let (plugin, stopped) = (self.clone(), stopped.clone());
+            async move { Ok::<_, Infallible>(plugin.answer(request, stopped).await) }
         });
+        let incoming = UnixListenerStream::new(listener);
+        let until = async move { drop(stop.changed().await) };
         if let Err(error) = Server::builder()
-            .serve_with_incoming(service, UnixListenerStream::new(listener))
+            .serve_with_incoming_shutdown(service, incoming, until)
             .await
         {
             tracing::error!(
@@ -174,7 +178,7 @@ impl Plugin {
         }
     }
 
-    async fn answer(self, request: http::Request<Body>) -> http::Response<Body> {
+    async fn answer(self, request: http::Request<Body>, stopped: watch::Receiver<()>) -> http::Response<Body> {
         match request.uri().path() {
             "/v1beta1.DevicePlugin/GetDevicePluginOptions" => {
                 let options = |_: Request<Empty>| async { Ok(Response::new(DevicePluginOptions::default())) };
@@ -184,12 +188,13 @@ impl Plugin {
             }
             "/v1beta1.DevicePlugin/ListAndWatch" => {
                 // The list never changes; the stream stays open because its end means that the plugin is gone.
-                let list = |_: Request<Empty>| async {
+                let list = |_: Request<Empty>| {
+                    let mut stopped = stopped.clone();
+                    let end = async move { drop(stopped.changed().await) };
+                    let forever = stream::once(futures::future::ok(devices())).chain(stream::pending());
                     let devices: BoxStream<'static, Result<ListAndWatchResponse, Status>> =
-                        stream::once(futures::future::ok(devices()))
-                            .chain(stream::pending())
-                            .boxed();
-                    Ok(Response::new(devices))
+                        forever.take_until(end.boxed()).boxed();
+                    futures::future::ok(Response::new(devices))
                 };
                 let codec = ProstCodec::<ListAndWatchResponse, Empty>::default();
                 Grpc::new(codec)
@@ -232,5 +237,121 @@ fn devices() -> ListAndWatchResponse {
     };
     ListAndWatchResponse {
         devices: (0..COUNT).map(device).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::mpsc;
+
+    use super::super::TUN;
+    use super::super::api::ContainerAllocateRequest;
+    use super::*;
+
+    /// The kubelet's side: takes registrations and then speaks with the plugin.
+    async fn kubelet(folder: &Path) -> (tokio::task::JoinHandle<()>, mpsc::Receiver<RegisterRequest>) {
+        let listener = UnixListener::bind(folder.join(KUBELET)).unwrap();
+        let (to, requests) = mpsc::channel(9);
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let to = to.clone();
+            async move {
+                assert_eq!(request.uri().path(), "/v1beta1.Registration/Register");
+                let register = move |request: Request<RegisterRequest>| {
+                    let to = to.clone();
+                    async move {
+                        to.send(request.into_inner()).await.unwrap();
+                        Ok(Response::new(Empty {}))
+                    }
+                };
+                let mut grpc = Grpc::new(ProstCodec::default());
+                Ok::<_, Infallible>(grpc.unary(tower::service_fn(register), request).await)
+            }
+        });
+        let server = Server::builder().serve_with_incoming(service, UnixListenerStream::new(listener));
+        (tokio::spawn(async { server.await.unwrap() }), requests)
+    }
+
+    #[tokio::test]
+    async fn device_plugin_registers_lists_allocates_and_registers_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_owned();
+        let plugin = Plugin {
+            resource: TUN,
+            container_path: "/dev/net/tun",
+            host_path: "/run/x/tun".into(),
+        };
+        let times = Arc::new(AtomicUsize::new(0));
+        let counted = times.clone();
+        // The plugin starts before the kubelet does.
+        let running = tokio::spawn(async move {
+            plugin
+                .run(&path, || {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                })
+                .await
+                .unwrap();
+        });
+        let (server, mut requests) = kubelet(folder.path()).await;
+        let request = requests.recv().await.unwrap();
+        assert_eq!(
+            (request.version.as_str(), request.resource_name.as_str()),
+            ("v1beta1", TUN)
+        );
+
+        let endpoint = format!("unix:{}", folder.path().join(request.endpoint).display());
+        let channel = Endpoint::from_shared(endpoint).unwrap().connect().await.unwrap();
+        let mut client = tonic::client::Grpc::new(channel);
+        client.ready().await.unwrap();
+        let method = http::uri::PathAndQuery::from_static("/v1beta1.DevicePlugin/ListAndWatch");
+        let codec = ProstCodec::<Empty, ListAndWatchResponse>::default();
+        let mut list = client
+            .server_streaming(Request::new(Empty {}), method, codec)
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(list.message().await.unwrap().unwrap().devices.len(), COUNT);
+
+        client.ready().await.unwrap();
+        let method = http::uri::PathAndQuery::from_static("/v1beta1.DevicePlugin/Allocate");
+        let wanted = ContainerAllocateRequest {
+            devices_ids: vec!["7".into()],
+        };
+        let request = AllocateRequest {
+            container_requests: vec![wanted],
+        };
+        let codec = ProstCodec::<AllocateRequest, AllocateResponse>::default();
+        let answer = client
+            .unary(Request::new(request), method, codec)
+            .await
+            .unwrap()
+            .into_inner();
+        let spec = &answer.container_responses[0].devices[0];
+        assert_eq!(
+            (spec.container_path.as_str(), spec.host_path.as_str()),
+            ("/dev/net/tun", "/run/x/tun")
+        );
+
+        client.ready().await.unwrap();
+        let method = http::uri::PathAndQuery::from_static("/v1beta1.DevicePlugin/PreStartContainer");
+        let refused = client
+            .unary(Request::new(Empty {}), method, ProstCodec::<Empty, Empty>::default())
+            .await;
+        assert_eq!(refused.unwrap_err().code(), tonic::Code::Unimplemented);
+
+        // A kubelet that starts anew removes all sockets first.
+        server.abort();
+        for entry in std::fs::read_dir(folder.path()).unwrap() {
+            std::fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+        let (_server, mut requests) = kubelet(folder.path()).await;
+        assert_eq!(requests.recv().await.unwrap().resource_name, TUN);
+        assert!(folder.path().join("kubernest-tun.sock").exists());
+        let end = tokio::time::timeout(PATIENCE, list.message()).await.unwrap();
+        assert!(end.is_err() || end.unwrap().is_none(), "the old list ends");
+        running.abort();
+        assert!(times.load(Ordering::Relaxed) >= 1);
     }
 }

@@ -36,6 +36,9 @@ use tokio::sync::watch;
 /// What must have happened by then.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The address inside forged VXLAN packets.
+pub const FORGED_SENDER: &str = "02:00:00:00:00:66";
+
 pub struct Stage {
     id: String,
     pub nodes: Vec<Node>,
