@@ -27,20 +27,24 @@ const LAUNCHER: u64 = 10 * MIB;
 /// virtiofsd, for each shared file system.
 const VIRTIOFSD: u64 = 8 * MIB;
 /// Translation cache of qemu's emulator (TCG); unused under KVM.
-const TRANSLATION_CACHE: u64 = 64 * MIB;
+const TRANSLATION_CACHE: u64 = 96 * MIB;
+/// Under TCG the launcher caps the cache at the overhead less this (`kubernest-domain`, `plan.rs`): asking for less would
+/// not spare memory but flush the cache, and slow the guest down.
+const RESERVED_UNDER_TCG: u64 = 160 * MIB;
 /// Page tables take 8 bytes for each 4 KiB page of guest memory.
 const PAGE_TABLE_SHARE: u64 = 512;
 /// CPU requested for a virtual CPU: a tenth, KubeVirt's default `cpuAllocationRatio`.
 const MILLI_CPU_PER_VCPU: u64 = 1000 / 10;
 
 /// Memory in bytes that a launcher pod needs beyond its guest's, rounded up to a MiB:
-/// `libvirtd + qemu + launcher + virtiofsd × shares + guest / 512 + translation cache if emulated`.
+/// `libvirtd + qemu + launcher + virtiofsd × shares + guest / 512`; if emulated at least what the launcher reserves, and
+/// the translation cache on top.
 pub fn overhead_bytes(guest_bytes: u64, shares: u64, accelerator: Accelerator) -> u64 {
-    let cache = match accelerator {
-        Accelerator::Kvm => 0,
-        Accelerator::Tcg => TRANSLATION_CACHE,
+    let processes = LIBVIRTD + QEMU + LAUNCHER + VIRTIOFSD * shares + guest_bytes / PAGE_TABLE_SHARE;
+    let bytes = match accelerator {
+        Accelerator::Kvm => processes,
+        Accelerator::Tcg => processes.max(RESERVED_UNDER_TCG) + TRANSLATION_CACHE,
     };
-    let bytes = LIBVIRTD + QEMU + LAUNCHER + VIRTIOFSD * shares + guest_bytes / PAGE_TABLE_SHARE + cache;
     bytes.next_multiple_of(MIB)
 }
 
