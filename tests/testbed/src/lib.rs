@@ -5,6 +5,7 @@
 //! they share the kernel, /dev and /usr, so it deliberately does not test what needs a kernel per node.
 
 pub mod bed;
+mod boot;
 pub mod cgroup;
 pub mod clean;
 pub mod cli;

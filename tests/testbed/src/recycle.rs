@@ -25,6 +25,12 @@ enum Error {
     Connect(#[source] client::Error),
     #[error("cannot watch volumes")]
     Watch(#[source] Box<watcher::Error>),
+    #[error("cannot look at volume {name}")]
+    Look {
+        name: String,
+        #[source]
+        source: Box<kube::Error>,
+    },
     #[error("cannot empty {path}")]
     Empty {
         path: String,
@@ -63,17 +69,27 @@ async fn watch(kubeconfig: &Path, bed: &Path) -> Result<(), Error> {
         .applied_objects();
     let mut stream = std::pin::pin!(stream.map_err(|e| Error::Watch(Box::new(e))).boxed());
     while let Some(volume) = stream.try_next().await? {
-        let Some(path) = released(&volume, bed) else { continue };
+        // The watch may be behind: what it shows as released may be another claim's by now, so ask again. From here on
+        // only this recycler takes the old claim off the volume, so nobody else can get it before it is empty.
+        if released(&volume, bed).is_none() {
+            continue;
+        }
+        let name = volume.name_any();
+        let fresh = api.get_opt(&name).await.map_err(|e| Error::Look {
+            name: name.clone(),
+            source: Box::new(e),
+        })?;
+        let Some((volume, path)) = fresh.and_then(|v| released(&v, bed).map(|path| (v, path))) else {
+            continue;
+        };
         empty(&path).map_err(|source| Error::Empty {
             path: path.display().to_string(),
             source,
         })?;
-        // With the resource version, so that a volume that was bound meanwhile is left alone.
         let patch = serde_json::json!({
             "metadata": {"resourceVersion": volume.resource_version()},
             "spec": {"claimRef": null},
         });
-        let name = volume.name_any();
         match api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
             Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => {}
             Err(source) => {
@@ -88,27 +104,34 @@ async fn watch(kubeconfig: &Path, bed: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// The directory of a volume of this bed whose claim is gone.
+/// The directory of a volume of this bed whose claim is gone. Once the claim is off the volume, its phase lags behind:
+/// such a volume is already empty.
 fn released(volume: &PersistentVolume, bed: &Path) -> Option<PathBuf> {
     let phase = volume.status.as_ref()?.phase.as_deref()?;
-    let path = PathBuf::from(&volume.spec.as_ref()?.local.as_ref()?.path);
+    let spec = volume.spec.as_ref()?;
+    spec.claim_ref.as_ref()?;
+    let path = PathBuf::from(&spec.local.as_ref()?.path);
     let ours = path.starts_with(bed) && !path.components().any(|c| c == std::path::Component::ParentDir);
     (phase == "Released" && ours && path.parent()?.ends_with("volumes")).then_some(path)
 }
 
-/// Removes what is in the directory and gives it the owner and mode of a fresh file system.
+/// Puts a fresh directory in the place of the old one. A pod that was deleted by force may still write to the old one,
+/// which goes then and not into the next claim.
 fn empty(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.is_dir() && !path.is_symlink() {
-            fs::remove_dir_all(path)?
-        } else {
-            fs::remove_file(path)?
-        }
+    let mut old = None;
+    if dir.exists() {
+        let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(dir)?);
+        let aside = dir.with_added_extension(format!("old-{inode}"));
+        fs::rename(dir, &aside)?;
+        old = Some(aside);
     }
-    std::os::unix::fs::chown(dir, Some(0), Some(0))?;
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))
+    fs::create_dir(dir)?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+    if let Some(Err(e)) = old.map(fs::remove_dir_all) {
+        eprintln!("volume recycler: what was in {} goes with the bed: {e}", dir.display());
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -118,7 +141,7 @@ mod tests {
     fn volume(phase: &str, path: &str) -> PersistentVolume {
         serde_json::from_value(serde_json::json!({
             "metadata": {"name": "v"},
-            "spec": {"local": {"path": path}},
+            "spec": {"local": {"path": path}, "claimRef": {"name": "c"}},
             "status": {"phase": phase},
         }))
         .unwrap()
@@ -135,5 +158,8 @@ mod tests {
         );
         assert_eq!(released(&volume("Released", "/beds/dev/node-0/var/lib"), bed), None);
         assert_eq!(released(&volume("Released", "/beds/dev/../x/volumes/pv-00"), bed), None);
+        let mut free = volume("Released", "/beds/dev/node-0/volumes/pv-00");
+        free.spec.as_mut().unwrap().claim_ref = None;
+        assert_eq!(released(&free, bed), None, "its phase lags behind");
     }
 }

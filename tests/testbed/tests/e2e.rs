@@ -2,8 +2,11 @@
 //!
 //! It deliberately tests the test bed only; what runs on it is tested in `tests/e2e`.
 
-use std::{collections::BTreeMap, time::Duration};
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, time::Duration};
+
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Service};
 use kube::{
     Api, Client, ResourceExt,
@@ -19,14 +22,19 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 fn e2e_testbed_from_nothing_to_nothing() {
-    // Unoptimized futures of a long story are larger than the usual stack.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .thread_stack_size(16 << 20)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime
-        .block_on(async { tokio::spawn(from_nothing_to_nothing()).await })
+    // Unoptimized, the future of a long story is larger than a test thread's stack.
+    let run = || {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(from_nothing_to_nothing());
+    };
+    std::thread::Builder::new()
+        .stack_size(64 << 20)
+        .spawn(run)
+        .unwrap()
+        .join()
         .unwrap();
 }
 
@@ -38,11 +46,7 @@ async fn from_nothing_to_nothing() {
         progress: Progress::Shown,
     };
     let bed = Testbed::up(&options).await.unwrap();
-    let story = tokio::spawn({
-        let bed = bed.clone();
-        async move { story(&bed).await }
-    });
-    let told = story.await;
+    let told = AssertUnwindSafe(story(&bed)).catch_unwind().await;
     if told.is_err() {
         eprintln!("{}", bed.diagnose().await);
     }
@@ -54,7 +58,7 @@ async fn from_nothing_to_nothing() {
     );
     bed.down().await.unwrap();
     assert_eq!(check.leftovers(), Vec::<String>::new());
-    told.unwrap();
+    assert!(told.is_ok(), "the story failed; see above");
 }
 
 async fn story(bed: &Testbed) {
@@ -230,9 +234,7 @@ async fn volumes(client: &Client, image: &str) {
             "round {round}: the volume was not empty"
         );
         used.push(claims.get("data").await.unwrap().spec.unwrap().volume_name.unwrap());
-        pods.delete("writer", &DeleteParams::default().grace_period(0))
-            .await
-            .unwrap();
+        pods.delete("writer", &DeleteParams::default()).await.unwrap();
         let gone = claims.delete("data", &DeleteParams::default()).await.unwrap();
         if let Some(claim) = gone.left() {
             let uid = claim.uid().unwrap();
@@ -256,7 +258,10 @@ async fn volumes(client: &Client, image: &str) {
 
 async fn step(what: &str, work: impl Future<Output = ()>) {
     Progress::Shown
-        .step(what, async { Ok::<(), ()>(work.await) })
+        .step(what, async {
+            work.await;
+            Ok::<(), ()>(())
+        })
         .await
         .unwrap();
 }
