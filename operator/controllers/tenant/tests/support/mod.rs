@@ -94,16 +94,16 @@ pub fn attachments(client: &Client, namespace: &str) -> Api<DynamicObject> {
 }
 
 /// A context whose tenants are all at `endpoint`.
-pub fn context(
-    client: &Client,
-    endpoint: &str,
-) -> (
-    Arc<Context>,
-    futures::channel::mpsc::UnboundedReceiver<kube::runtime::reflector::ObjectRef<TenantCluster>>,
-) {
+pub fn context(client: &Client, endpoint: &str) -> (Arc<Context>, Woken) {
+    context_with(client, endpoint, options())
+}
+
+pub type Woken = futures::channel::mpsc::UnboundedReceiver<kube::runtime::reflector::ObjectRef<TenantCluster>>;
+
+fn context_with(client: &Client, endpoint: &str, options: Options) -> (Arc<Context>, Woken) {
     let (wake, woken) = futures::channel::mpsc::unbounded();
     let applier = Applier::new(client.clone(), FIELD_MANAGER);
-    let mut context = Context::new(applier, Recorder::new(client.clone(), FIELD_MANAGER), options(), wake);
+    let mut context = Context::new(applier, Recorder::new(client.clone(), FIELD_MANAGER), options, wake);
     let endpoint = endpoint.to_owned();
     context.dial = Box::new(move |_| endpoint.clone());
     (Arc::new(context), woken)
@@ -117,7 +117,11 @@ pub struct Operator {
 
 impl Operator {
     pub fn start(client: &Client, endpoint: &str) -> Self {
-        let (context, woken) = context(client, endpoint);
+        Self::start_with(client, endpoint, options())
+    }
+
+    pub fn start_with(client: &Client, endpoint: &str, options: Options) -> Self {
+        let (context, woken) = context_with(client, endpoint, options);
         let stop = CancellationToken::new();
         let run = run_with(client.clone(), context.clone(), woken, Metrics::new(), stop.clone());
         tokio::spawn(run);

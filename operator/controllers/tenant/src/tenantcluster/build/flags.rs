@@ -221,7 +221,6 @@ pub fn kubelet_config(valid: &Validated, slot: &Slot) -> Value {
         "syncFrequency": "2m0s",
         "volumeStatsAggPeriod": "5m0s",
         "imageMinimumGCAge": "10m0s",
-        "logging": {"verbosity": 1},
     })
 }
 
