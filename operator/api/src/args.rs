@@ -18,8 +18,8 @@ pub struct Args {
     /// Where metrics and health are served (HTTP).
     #[arg(long, env = "KUBERNEST_METRICS_ADDR", default_value = "0.0.0.0:8080")]
     pub metrics_addr: SocketAddr,
-    /// Namespace that Kubernest runs in.
-    #[arg(long, env = "KUBERNEST_NAMESPACE", default_value = kubernest_crds::labels::SYSTEM_NAMESPACE)]
+    /// Namespace that Kubernest runs in. The pod's own (`POD_NAMESPACE`) when not given.
+    #[arg(long, env = "KUBERNEST_NAMESPACE", default_value_t = kubernest_runtime::process::namespace(kubernest_crds::labels::SYSTEM_NAMESPACE))]
     pub namespace: String,
     /// Service that the API server reaches the webhooks through.
     #[arg(long, env = "KUBERNEST_SERVICE", default_value = "kubernest-api")]

@@ -3,7 +3,7 @@
 //!
 //! It acts when either object changes or time has passed; when all is right it writes nothing.
 
-use std::time::Duration;
+use std::{fmt::Debug, time::Duration};
 
 use futures::{Stream, StreamExt};
 use jiff::Timestamp;
@@ -12,13 +12,14 @@ use k8s_openapi::{
     api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Secret},
 };
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{ObjectMeta, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt, watcher},
 };
 use kubernest_crds::labels;
 use kubernest_pki::{CertificateInfo, EmbeddedIssuer};
 use kubernest_runtime::{Applier, ApplyError, CancellationToken, server::Readiness, telemetry::chain};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::{
@@ -111,16 +112,26 @@ pub async fn keep(trust: Trust, shutdown: CancellationToken) {
 
 /// Something happened to the Secret or the webhook configuration.
 fn changes(trust: &Trust) -> impl Stream<Item = ()> + use<> {
-    let only = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
     let secrets: Api<Secret> = Api::namespaced(trust.client.clone(), &trust.namespace);
     let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(trust.client.clone());
-    let secrets = watcher(secrets, only(SECRET))
-        .default_backoff()
-        .filter_map(|event| std::future::ready(event.ok().map(drop)));
-    let webhooks = watcher(webhooks, only(&trust.webhook_configuration))
-        .default_backoff()
-        .filter_map(|event| std::future::ready(event.ok().map(drop)));
-    futures::stream::select(secrets, webhooks)
+    futures::stream::select(
+        changes_of(secrets, SECRET),
+        changes_of(webhooks, &trust.webhook_configuration),
+    )
+}
+
+/// Something happened to the object of this name. A watch that fails is begun again; meanwhile [`PERIOD`] holds.
+fn changes_of<K>(api: Api<K>, name: &str) -> impl Stream<Item = ()> + use<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    watcher(api, only).default_backoff().filter_map(|event| {
+        if let Err(error) = &event {
+            tracing::warn!(kind = %K::kind(&()), error = chain(error), "watch failed, it is begun again");
+        }
+        std::future::ready(event.ok().map(drop))
+    })
 }
 
 /// One pass. `leaf` is what is served now.

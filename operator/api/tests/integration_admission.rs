@@ -3,7 +3,11 @@
 //! An invalid example begins with one or more lines `# error: <field>: <part of the message>`. It has one manifest,
 //! which is refused when created, or two, of which the second is refused as an update of the first.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test; helpers count as production code for clippy")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test; helpers count as production code for clippy"
+)]
 
 use std::{
     ffi::OsStr,

@@ -10,7 +10,6 @@ use kubernest_crds::{Issuer, TenantClusterSpec};
 use crate::{
     Decision, Installation, Review,
     decision::{Report, reasons, with_fields},
-    names,
     parse::parse,
 };
 
@@ -47,9 +46,7 @@ pub fn decide(installation: &Installation, review: Review<'_>) -> Decision {
     if spec.pki.issuer == Issuer::Vault {
         report.not_supported("spec.pki.issuer", "Vault is not supported yet, use Embedded");
     }
-    if !spec.access.hostname.is_empty() {
-        hostname(&mut report, &spec.access.hostname);
-    }
+    naming::check_hostname(&mut report, installation, review.object, &spec.access.hostname);
     report.decide(with_fields)
 }
 
@@ -69,21 +66,4 @@ fn version(
         known => format!("known versions are {}", known.join(", ")),
     };
     report.not_supported("spec.version", format!("unknown version {:?}: {known}", spec.version));
-}
-
-fn hostname(report: &mut Report, hostname: &str) {
-    const FIELD: &str = "spec.access.hostname";
-    if hostname.parse::<std::net::IpAddr>().is_ok() {
-        report.invalid(
-            FIELD,
-            format!("{hostname:?} is an address; a host name is needed, clients are told apart by it"),
-        );
-    } else if let Some(why) = names::dns_name(hostname) {
-        report.invalid(FIELD, format!("{hostname:?} is not a host name: {why}"));
-    } else if !hostname.contains('.') {
-        report.invalid(
-            FIELD,
-            format!("{hostname:?} is not a full host name: it needs a domain, such as {hostname}.example.com"),
-        );
-    }
 }

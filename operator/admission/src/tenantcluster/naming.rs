@@ -1,6 +1,6 @@
 //! Names that follow from a cluster's and its pools': Service, host name, slots. They must all be valid and distinct.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use kubernest_crds::{CONTROL_PLANE_POOL, TenantClusterSpec};
 use serde_json::Value;
@@ -40,17 +40,54 @@ pub fn check_cluster(report: &mut Report, installation: &Installation, object: &
             format!("{name:?} is too long: its Service {service} must be no more than {LABEL} characters"),
         );
     }
-    let namespace = object
-        .pointer("/metadata/namespace")
-        .and_then(Value::as_str)
-        .unwrap_or("default");
-    let host = format!("{name}.{namespace}.{}", installation.base_domain);
+    let host = default_host(installation, object, name);
     if spec.access.hostname.is_empty() && host.len() > HOST {
         report.invalid(
             FIELD,
             format!("{name:?} is too long: its host name {host} must be no more than {HOST} characters; or set spec.access.hostname"),
         );
     }
+}
+
+/// The host name that users reach the API server at. Below the installation's own domain each tenant has its own name
+/// only, so that none can take another's.
+pub fn check_hostname(report: &mut Report, installation: &Installation, object: &Value, hostname: &str) {
+    const FIELD: &str = "spec.access.hostname";
+    let domain = &installation.base_domain;
+    if hostname.is_empty() {
+        return;
+    }
+    if hostname.parse::<IpAddr>().is_ok() {
+        report.invalid(
+            FIELD,
+            format!("{hostname:?} is an address; a host name is needed, clients are told apart by it"),
+        );
+    } else if let Some(why) = names::dns_name(hostname) {
+        report.invalid(FIELD, format!("{hostname:?} is not a host name: {why}"));
+    } else if !hostname.contains('.') {
+        report.invalid(
+            FIELD,
+            format!("{hostname:?} is not a full host name: it needs a domain, such as {hostname}.example.com"),
+        );
+    } else if let Some(name) = name(object)
+        && (hostname == domain || hostname.ends_with(&format!(".{domain}")))
+        && hostname != default_host(installation, object, name)
+    {
+        let own = default_host(installation, object, name);
+        report.add(
+            reasons::FORBIDDEN,
+            FIELD,
+            format!("{hostname:?} may be another tenant's: below {domain} this one's name is {own}"),
+        );
+    }
+}
+
+fn default_host(installation: &Installation, object: &Value, name: &str) -> String {
+    let namespace = object
+        .pointer("/metadata/namespace")
+        .and_then(Value::as_str)
+        .unwrap_or("default");
+    format!("{name}.{namespace}.{}", installation.base_domain)
 }
 
 /// Names of pools and of all slots.
