@@ -84,6 +84,9 @@ fn code(error: &kube::Error) -> Option<u16> {
 pub trait Object: Resource + Clone + Debug + Serialize + DeserializeOwned {}
 impl<K: Resource + Clone + Debug + Serialize + DeserializeOwned> Object for K {}
 
+/// How many applied objects are remembered at most.
+const REMEMBERED: usize = 65_536;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Target {
     url: String,
@@ -184,10 +187,14 @@ impl Applier {
             object: describe(&kind, observed),
             source,
         })?;
+        let mut metadata = json!({"name": observed.name_any()});
+        if let Some(namespace) = observed.namespace() {
+            metadata["namespace"] = namespace.into();
+        }
         let body = json!({
             "apiVersion": K::api_version(&kind),
             "kind": K::kind(&kind),
-            "metadata": {"name": observed.name_any(), "namespace": observed.namespace()},
+            "metadata": metadata,
             "status": status,
         });
         self.patch(&kind, observed, "status", body, Some(observed)).await
@@ -216,7 +223,12 @@ impl Applier {
         };
         let applied: K = self.send(kind, object, "apply", request).await?;
         if let Some(resource_version) = applied.resource_version() {
-            self.remembered().insert(target, Sent { hash, resource_version });
+            let mut remembered = self.remembered();
+            // Objects that others deleted leave their entries behind; forgetting all costs one idle request an object.
+            if remembered.len() >= REMEMBERED {
+                remembered.clear();
+            }
+            remembered.insert(target, Sent { hash, resource_version });
         }
         Ok(applied)
     }

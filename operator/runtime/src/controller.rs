@@ -4,7 +4,7 @@
 
 use std::{fmt::Debug, future::Future, hash::Hash, sync::Arc, time::Duration};
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use kube::{
     Resource, ResourceExt,
     runtime::{
@@ -23,6 +23,10 @@ pub trait StepError: std::error::Error + Send + Sync + 'static {
     /// The step.
     fn step(&self) -> &'static str;
 }
+
+/// How long running reconciles may go on after shutdown: below a pod's 30 s, so that the Lease can still be released.
+/// A reconcile that is broken off is made good by the next one.
+pub const GRACE: Duration = Duration::from_secs(15);
 
 /// Namespace and name.
 type Key = (Option<String>, String);
@@ -113,9 +117,10 @@ pub async fn run<K, Ctx, Reconcile, Fut, E>(
     };
 
     tracing::info!(controller = name, "starts");
-    controller
+    let store = controller.store();
+    let running = controller
         .with_config(Config::default().concurrency(concurrency).debounce(debounce))
-        .graceful_shutdown_on(shutdown.cancelled_owned())
+        .graceful_shutdown_on(shutdown.clone().cancelled_owned())
         .run(reconciler, retry, context)
         .for_each(|outcome| {
             use kube::runtime::controller::Error;
@@ -136,7 +141,60 @@ pub async fn run<K, Ctx, Reconcile, Fut, E>(
                 }
             }
             std::future::ready(())
-        })
-        .await;
+        });
+    let overdue = async {
+        shutdown.cancelled().await;
+        // kube-runtime's runner never ends before its first list is complete; nothing runs then either.
+        if store.wait_until_ready().now_or_never().is_some() {
+            tokio::time::sleep(GRACE).await;
+            tracing::warn!(controller = name, "reconciles are still running, they are broken off");
+        }
+    };
+    tokio::select! {
+        () = running => {}
+        () = overdue => {}
+    }
     tracing::info!(controller = name, "stopped");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, time::Duration};
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::{Api, Client, client::Body, runtime::watcher};
+
+    use super::*;
+    use crate::Metrics;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("never")]
+    struct Never;
+
+    impl StepError for Never {
+        fn step(&self) -> &'static str {
+            "never"
+        }
+    }
+
+    #[tokio::test]
+    async fn controller_stops_though_its_kind_is_not_served() {
+        let service = tower::service_fn(|_: http::Request<Body>| async {
+            let mut response = http::Response::new(Body::empty());
+            *response.status_mut() = http::StatusCode::NOT_FOUND;
+            Ok::<_, Infallible>(response)
+        });
+        let maps: Api<ConfigMap> = Api::all(Client::new(service, "default"));
+        let shutdown = CancellationToken::new();
+        let settings = Settings::new(Metrics::new().controller("test"), shutdown.clone());
+        let reconcile = |_: Arc<ConfigMap>, _: Arc<()>| async { Err::<Action, _>(Never) };
+        let controller = Controller::new(maps, watcher::Config::default());
+        let running = tokio::spawn(run(controller, settings, reconcile, Arc::new(())));
+        tokio::task::yield_now().await;
+        shutdown.cancel();
+        tokio::time::timeout(Duration::from_secs(5), running)
+            .await
+            .unwrap()
+            .unwrap();
+    }
 }

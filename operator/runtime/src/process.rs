@@ -36,3 +36,11 @@ pub fn identity() -> String {
         }
     }
 }
+
+/// The namespace that this process runs in: `POD_NAMESPACE`, else `fallback`.
+pub fn namespace(fallback: &str) -> String {
+    std::env::var("POD_NAMESPACE")
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| fallback.to_owned())
+}
