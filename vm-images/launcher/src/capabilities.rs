@@ -2,8 +2,8 @@
 //!
 //! libvirt believes a cached answer only if programs and modules have the times it has noted. Unpacking an image gives
 //! every file new ones, so those numbers are rewritten to what they are here (libvirt's `virQEMUCapsIsValid`). What it
-//! checks beyond that (its version, access to /dev/kvm, the host's processor) stays checked. Any trouble here means no
-//! cache, no more.
+//! checks beyond that (its version, for one) stays checked. Only for emulation: that there is KVM after all libvirt does
+//! not notice. Any trouble here means no cache, no more.
 
 use std::fs;
 use std::io::{self, Read};

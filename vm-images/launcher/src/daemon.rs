@@ -93,13 +93,15 @@ pub fn qemu_log(domain: &str) -> PathBuf {
         .join(format!("{domain}.log"))
 }
 
-/// Starts libvirtd and connects to it.
-pub async fn start(libvirtd: &Path, capability_cache: &Path) -> Result<(Helper, Hypervisor), DaemonError> {
+/// Starts libvirtd and connects to it; the capability cache, if any, must fit the domain's accelerator.
+pub async fn start(libvirtd: &Path, capability_cache: Option<&Path>) -> Result<(Helper, Hypervisor), DaemonError> {
     let session = Session {
         home: paths::RUN.into(),
     };
     configure(&session)?;
-    capabilities::install(capability_cache, &session.dir("cache"), libvirtd);
+    if let Some(from) = capability_cache {
+        capabilities::install(from, &session.dir("cache"), libvirtd);
+    }
     let mut command = Command::new(libvirtd);
     command
         .env("HOME", &session.home)

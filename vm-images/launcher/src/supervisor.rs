@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use kubernest_domain::machine::Machine;
-use kubernest_domain::{Termination, xml};
+use kubernest_domain::{Accelerator, Termination, xml};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -115,9 +115,11 @@ async fn start(args: &Args, machine: &Machine, ready: watch::Receiver<bool>) -> 
         watch_over(&mut helpers, shares::serve(&args.virtiofsd, share)?);
     }
     dhcp::serve(machine).await?;
+    // Where the image was built there was no KVM; libvirt would believe so here too.
+    let capability_cache = (machine.accelerator == Accelerator::Tcg).then_some(args.capability_cache.as_path());
     let (libvirtd, ()) = tokio::try_join!(
         async {
-            daemon::start(&args.libvirtd, &args.capability_cache)
+            daemon::start(&args.libvirtd, capability_cache)
                 .await
                 .map_err(LaunchError::from)
         },
