@@ -271,27 +271,15 @@ async fn mark_node(
         if known.len() < kinds {
             continue;
         }
-        while let Err(error) = ready(&client, &node, accelerator, &reason, &attacher).await {
+        attacher.wait_ready().await;
+        while let Err(error) = outer::publish(client.clone(), &node, accelerator, &reason).await {
             tracing::warn!(
                 node,
-                error = &*error as &dyn std::error::Error,
-                "the Node is not marked yet; trying again"
+                error = &error as &dyn std::error::Error,
+                "the Node is not labelled yet; trying again"
             );
             tokio::time::sleep(AGAIN).await;
         }
         tracing::info!(node, accelerator = accelerator.as_str(), "the Node takes machines");
     }
-}
-
-async fn ready(
-    client: &kube::Client,
-    node: &str,
-    accelerator: Accelerator,
-    reason: &str,
-    attacher: &Attacher,
-) -> anyhow::Result<()> {
-    attacher.ready().await?;
-    outer::publish(client.clone(), node, accelerator, reason)
-        .await
-        .context("label the Node")
 }

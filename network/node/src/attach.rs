@@ -112,8 +112,8 @@ impl Attacher {
     ///
     /// # Errors
     /// What is waited for.
-    pub async fn ready(&self) -> Result<(), AttachError> {
-        if !self.overlay.ready().await {
+    pub fn ready(&self) -> Result<(), AttachError> {
+        if !self.overlay.ready() {
             return Err(OverlayError::NodesUnknown.into());
         }
         self.outer_api
@@ -121,6 +121,13 @@ impl Attacher {
             .as_ref()
             .map(drop)
             .ok_or(AttachError::OuterApiUnknown)
+    }
+
+    /// Waits until ADD would be served.
+    pub async fn wait_ready(&self) {
+        self.overlay.wait_ready().await;
+        // An error means that the addresses are no longer followed: the agent is about to end.
+        drop(self.outer_api.clone().wait_for(Option::is_some).await);
     }
 
     /// CNI ADD: returns the result. `netns` is the caller's path as this process can open it.
@@ -305,6 +312,8 @@ impl Attacher {
         let namespaces = namespaces_of_processes();
         for record in records.into_iter().filter(|record| record.masquerade) {
             let Some((_, path)) = namespaces.iter().find(|(id, _)| *id == record.netns) else {
+                // A pod that is just being made has no process yet.
+                self.records.remove_old(&record)?;
                 continue;
             };
             let refreshed = match Netns::open(path) {

@@ -13,7 +13,7 @@ struct Cli {
 
 fn main() -> anyhow::Result<()> {
     if std::env::args().nth(1).as_deref() == Some(accelerator::PROBE_ARGUMENT) {
-        return accelerator::run_guest().map_err(anyhow::Error::msg);
+        accelerator::end_with_guest();
     }
     let cli = Cli::parse();
     tokio::runtime::Builder::new_multi_thread()

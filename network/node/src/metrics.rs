@@ -141,7 +141,7 @@ pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>, attacher: Arc<Att
 }
 
 async fn ready(State((_, attacher)): State<Shared>) -> (StatusCode, String) {
-    match attacher.ready().await {
+    match attacher.ready() {
         Ok(()) => (StatusCode::OK, "ok".into()),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
     }

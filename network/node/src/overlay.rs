@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 use kubernest_plan::names::PORT_PREFIX;
 use kubernest_plan::overlay::{Link, flood_changes, max_mtu, present, unused};
 use kubernest_plan::{Vni, rules};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::links::{Device, LinkError};
 use crate::netns::{Inside, Netns, NetnsError};
@@ -61,6 +61,7 @@ pub struct Nodes {
 pub struct Overlay {
     host: Netns,
     nodes: Mutex<Option<Nodes>>,
+    ready: watch::Sender<bool>,
 }
 
 impl Overlay {
@@ -69,12 +70,19 @@ impl Overlay {
         Self {
             host,
             nodes: Mutex::new(None),
+            ready: watch::Sender::new(false),
         }
     }
 
     /// Whether attachments can be made.
-    pub async fn ready(&self) -> bool {
-        self.nodes.lock().await.is_some()
+    pub fn ready(&self) -> bool {
+        *self.ready.borrow()
+    }
+
+    /// Waits until attachments can be made.
+    pub async fn wait_ready(&self) {
+        // The sender lives in `self`, so that this ends only when it is so.
+        drop(self.ready.subscribe().wait_for(|ready| *ready).await);
     }
 
     /// Takes note of the cluster's nodes: renews the node's rules and every network's flood entries.
@@ -91,17 +99,22 @@ impl Overlay {
             .enter(async move |inside: Inside| {
                 // Rules first: from here on nobody but a node is heard.
                 inside.nft(&rules::node(&now.all))?;
-                let devices = inside.links.list().await?;
-                for device in devices
+                for device in inside
+                    .links
+                    .list()
+                    .await?
                     .iter()
-                    .filter(|d| d.vxlan_local.is_some() && Vni::of_device(&d.link.name).is_some())
+                    .filter(|device| device.vxlan_local.is_some())
                 {
-                    flood(&inside, device, &now).await?;
+                    if let Some(vni) = Vni::of_device(&device.link.name) {
+                        network(&inside, vni, device.mtu, &now).await?;
+                    }
                 }
                 Ok::<_, OverlayError>(())
             })
             .await?;
         *known = Some(nodes);
+        self.ready.send_replace(true);
         Ok(())
     }
 
@@ -206,6 +219,10 @@ async fn network(inside: &Inside, vni: Vni, mtu: u32, nodes: &Nodes) -> Result<D
     inside.sysctl_if_there(&format!("net/ipv6/conf/{}/disable_ipv6", bridge.link.name), "1")?;
     links.up_as_wire(&bridge).await?;
     let mut vxlan = links.add_vxlan(vni, nodes.own, mtu).await?;
+    for device in [&bridge, &vxlan].into_iter().filter(|device| device.mtu != mtu) {
+        // The network's MTU was changed since.
+        links.shape(device, mtu, None).await?;
+    }
     if vxlan.vxlan_local != Some(nodes.own) {
         // The node got another address since; a VXLAN device cannot be moved to it.
         links.del(&vxlan.link.name).await?;

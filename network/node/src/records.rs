@@ -3,11 +3,15 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use kubernest_plan::TapName;
 use serde::{Deserialize, Serialize};
 
 use crate::netns::NetnsId;
+
+/// How long a pod may take from its network to its first process.
+const NEW: Duration = Duration::from_secs(600);
 
 /// What failed.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +83,18 @@ impl Records {
         let path = self.path(container_id, tap);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RecordError::Remove(path, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a record that is not of the last minutes, so that what the runtime never took away is not kept for good.
+    ///
+    /// # Errors
+    /// [`RecordError::Remove`].
+    pub fn remove_old(&self, record: &Record) -> Result<(), RecordError> {
+        let written = std::fs::metadata(self.path(&record.container_id, &record.tap)).and_then(|meta| meta.modified());
+        match written.ok().and_then(|written| written.elapsed().ok()) {
+            Some(age) if age > NEW => self.remove(&record.container_id, &record.tap),
             _ => Ok(()),
         }
     }

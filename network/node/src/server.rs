@@ -188,7 +188,7 @@ async fn carry_out(attacher: &Attacher, caller: Caller, call: Call) -> Result<Va
             let netns = removal.netns.as_deref().map(|path| caller.path(path));
             attacher.del(&removal, netns).await.map(|()| Value::Null)
         }
-        Call::Status => attacher.ready().await.map(|()| Value::Null),
+        Call::Status => attacher.ready().map(|()| Value::Null),
     }
 }
 

@@ -36,19 +36,27 @@ impl Accelerator {
     }
 }
 
-/// Runs the guest in this process.
-///
-/// # Errors
-/// Why KVM is of no use, in words.
-pub fn run_guest() -> Result<(), String> {
-    #[cfg(target_arch = "x86_64")]
-    return guest::run().map_err(|error| {
-        let source = std::error::Error::source(&error)
-            .map(|source| format!(": {source}"))
-            .unwrap_or_default();
-        format!("{error}{source}")
-    });
-    #[cfg(not(target_arch = "x86_64"))]
+/// Runs the guest in this process and ends it: with 0 if KVM works, else with 1 and the reason on standard error.
+pub fn end_with_guest() -> ! {
+    match run_guest() {
+        Ok(()) => std::process::exit(0),
+        Err(reason) => {
+            eprintln!("{reason}");
+            std::process::exit(1)
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn run_guest() -> Result<(), String> {
+    guest::run().map_err(|error| {
+        let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+        format!("{error}{}", source.unwrap_or_default())
+    })
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn run_guest() -> Result<(), String> {
     Err("the probe's guest exists for x86-64 only".into())
 }
 
