@@ -49,23 +49,27 @@ const SYSCTLS: &[&str] = &[
 ];
 /// Kubelets, containerds and pods each hold a few inotify instances; the kernel's 128 per user is soon used up.
 const INOTIFY: &str = "fs/inotify/max_user_instances";
+/// Where the settings that the first bed found are kept, in each bed's directory.
+const SAVED: &str = "sysctls.json";
 const INOTIFY_NEEDED: u32 = 8192;
 
 /// Notes the settings that kubelets change for the whole machine, once, and raises the number of inotify instances.
 pub(crate) fn save_sysctls(dir: &Dir) -> Result<(), state::Error> {
-    let file = dir.path().join("sysctls.json");
+    let file = dir.path().join(SAVED);
     if !file.exists() {
-        let old: Vec<(String, String)> = SYSCTLS
+        // A bed beside this one was first to change them: what it found is what the last one shall put back.
+        let beside = state::all()?
             .iter()
-            .chain([&INOTIFY])
-            .filter_map(|s| {
-                Some((
-                    (*s).to_owned(),
-                    fs::read_to_string(Path::new("/proc/sys").join(s)).ok()?,
-                ))
-            })
-            .collect();
-        state::write_if_changed(&file, &serde_json::to_vec_pretty(&old).unwrap_or_default())?;
+            .find_map(|p| fs::read(Dir::of(p.name()).ok()?.path().join(SAVED)).ok());
+        let now = || {
+            let old: Vec<(&str, String)> = SYSCTLS
+                .iter()
+                .chain([&INOTIFY])
+                .filter_map(|s| Some((*s, fs::read_to_string(Path::new("/proc/sys").join(s)).ok()?)))
+                .collect();
+            serde_json::to_vec_pretty(&old).unwrap_or_default()
+        };
+        state::write_if_changed(&file, &beside.unwrap_or_else(now))?;
     }
     let inotify = Path::new("/proc/sys").join(INOTIFY);
     let now = fs::read_to_string(&inotify)
@@ -80,7 +84,7 @@ pub(crate) fn save_sysctls(dir: &Dir) -> Result<(), state::Error> {
 /// The last bed to go puts the settings back that the first found; settings that are gone cannot be put back.
 fn restore_sysctls(dir: &Dir, name: &str) {
     let others = cgroup::beds().into_iter().any(|bed| bed != name);
-    let Ok(text) = fs::read(dir.path().join("sysctls.json")) else {
+    let Ok(text) = fs::read(dir.path().join(SAVED)) else {
         return;
     };
     let old: Vec<(String, String)> = serde_json::from_slice(&text).unwrap_or_default();
