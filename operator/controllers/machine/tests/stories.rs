@@ -9,6 +9,8 @@
 mod support;
 
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim};
@@ -17,10 +19,11 @@ use kube::runtime::wait::await_condition;
 use kube::{Api, ResourceExt};
 use kubernest_crds::kubevirt::v1::{VirtualMachine, VirtualMachineInstance};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use support::gate::Gate;
 use support::kubelet::{self, Kubelet, NODE};
-use support::stage::{Controllers, PATIENCE, Stage, Theatre, machine, printable};
+use support::stage::{Controllers, PATIENCE, Stage, Theatre, gated, machine, printable};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reconcile_stories_against_a_real_api_server() {
@@ -331,7 +334,7 @@ async fn reconcile_rest(stage: &Stage, theatre: &Theatre) {
     stage.running().await;
     stage.controllers.kill();
     let gate = Gate::new(None);
-    let restarted = Controllers::start(theatre.controllers_client(&gate).await);
+    let restarted = Controllers::start(gated(&theatre.controllers_config().await, &gate));
     // A heartbeat of the node must not matter either.
     let nodes: Api<Node> = Api::all(stage.client.clone());
     for beat in 0..10 {
@@ -352,26 +355,32 @@ async fn reconcile_rest(stage: &Stage, theatre: &Theatre) {
     drop(restarted);
 }
 
-/// Create, lose the pod, delete: with the operator killed after each of its writes in turn, before it sees the answer, and
-/// started again. To die before a write leaves what dying after the previous one does.
+/// Create, lose the pod, delete: by operators that each die after so many writes, before they see the last one's answer.
+///
+/// With one write each, every write is followed by a death. To die before a write leaves what dying after the previous
+/// one does.
 async fn reconcile_killed(theatre: &Theatre) {
-    for write in 0.. {
-        let gate = Gate::new(Some(write));
-        let first = Controllers::start(theatre.controllers_client(&gate).await);
-        let mut stage = Stage::with_controllers(theatre, &format!("killed-{write}"), first).await;
+    for writes in [1, 2, 5] {
+        let config = theatre.controllers_config().await;
+        let nobody = Controllers::start(gated(&config, &Gate::new(Some(0))));
+        nobody.kill();
+        let mut stage = Stage::with_controllers(theatre, &format!("killed-after-{writes}"), nobody).await;
         stage.kubelet = Some(Kubelet::start(&stage.client, &stage.namespace).await);
-        let second = theatre.controllers_client(&Gate::new(None)).await;
-        let restart = tokio::spawn(async move {
-            // The gate lets no write of the first through any more.
-            gate.reached().await;
-            Controllers::start(second)
+        let deaths = Arc::new(AtomicUsize::new(0));
+        let (count, config) = (deaths.clone(), config.clone());
+        let mut operators = JoinSet::new();
+        operators.spawn(async move {
+            loop {
+                let gate = Gate::new(Some(writes - 1));
+                let _alive = Controllers::start(gated(&config, &gate));
+                gate.reached().await;
+                count.fetch_add(1, Ordering::SeqCst);
+            }
         });
         life(&stage).await;
-        if !restart.is_finished() {
-            restart.abort();
-            println!("  {write} writes");
-            break;
-        }
+        let deaths = deaths.load(Ordering::SeqCst);
+        println!("  {writes} writes each: {deaths} operators died");
+        assert!(deaths >= 3);
     }
 }
 

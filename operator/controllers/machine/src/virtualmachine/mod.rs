@@ -22,6 +22,7 @@ use kubernest_runtime::{ApplyError, StepError};
 
 use self::plan::Step;
 use self::status::{Seen, Trouble};
+use self::validate::Strategy;
 use crate::Context;
 use crate::runner::RESYNC;
 
@@ -106,6 +107,11 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// Whether the machine makes a next instance when its instance is gone.
+pub fn goes_on(machine: &VirtualMachine) -> bool {
+    machine.metadata.deletion_timestamp.is_none() && validate::strategy(&machine.spec) == Ok(Strategy::Always)
 }
 
 /// Brings one machine a step further.

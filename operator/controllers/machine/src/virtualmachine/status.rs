@@ -83,10 +83,12 @@ fn printable(
     let phase = seen.instance.map(phase_of);
     let starts = matches!(phase, Some("" | phase::PENDING | phase::SCHEDULING | phase::SCHEDULED));
     let over = phase.is_some_and(is_final);
-    let stops = !over
-        && seen.instance.is_some_and(|instance| {
-            instance.metadata.deletion_timestamp.is_some() || seen.strategy == Some(Strategy::Halted)
-        });
+    // An instance that is over and to be followed by another is no stop.
+    let stops = seen.instance.is_some_and(|instance| {
+        let halted = seen.strategy == Some(Strategy::Halted);
+        let goes = instance.metadata.deletion_timestamp.is_some();
+        halted || (goes && !(over && seen.strategy == Some(Strategy::Always)))
+    });
     if machine.metadata.deletion_timestamp.is_some() {
         printable_status::TERMINATING
     } else if stops {

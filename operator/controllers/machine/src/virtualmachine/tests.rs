@@ -177,7 +177,7 @@ fn hindered(kind: &str, reason: &str) -> Value {
 #[case::paused(Strategy::Always, Some(instance("Running", json!({"conditions": [{"type": "Paused", "status": "True"}]}))), None, "Paused")]
 #[case::halting(Strategy::Halted, Some(instance("Running", json!({}))), None, "Stopping")]
 #[case::going(Strategy::Always, Some(going(instance("Running", json!({})))), None, "Stopping")]
-#[case::over_and_halted(Strategy::Halted, Some(instance("Succeeded", json!({}))), None, "Stopped")]
+#[case::over_and_halted(Strategy::Halted, Some(instance("Succeeded", json!({}))), None, "Stopping")]
 #[case::no_claim(
     Strategy::Always,
     Some(instance("Pending", hindered("Synchronized", "FailedPvcNotFound"))),

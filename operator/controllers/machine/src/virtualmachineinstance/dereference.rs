@@ -4,6 +4,7 @@
 //! object go while its process runs. Nothing is decided here.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use kube::runtime::reflector::ObjectRef;
@@ -13,6 +14,7 @@ use kubernest_crds::labels;
 
 use super::{claims_of, waits_for_a_pod};
 use crate::stores::NodeState;
+use crate::virtualmachine::goes_on;
 use crate::{Context, names};
 
 /// Everything the decision about an instance depends on.
@@ -24,9 +26,11 @@ pub struct Observed {
     /// Claims that its volumes name, as far as they exist.
     pub claims: BTreeMap<String, PersistentVolumeClaim>,
     /// All nodes; empty once the instance has a pod.
-    pub nodes: Vec<std::sync::Arc<Node>>,
+    pub nodes: Vec<Arc<Node>>,
     /// The console-tail request on the VirtualMachine that owns it, or on the instance itself.
     pub tail_request: Option<String>,
+    /// The VirtualMachine that owns it goes on to its next instance when this one is gone.
+    pub goes_on: bool,
 }
 
 /// Reads caches, and the API server where they may lag.
@@ -71,13 +75,18 @@ pub async fn dereference(instance: &VirtualMachineInstance, ctx: &Context) -> Re
     } else {
         Vec::new()
     };
-    let tail_request = tail_request(instance, ctx);
+    let machine = owner(instance, ctx);
+    let goes_on = machine.as_ref().is_some_and(|machine| goes_on(machine));
+    let request = |annotations: &BTreeMap<String, String>| annotations.get(labels::CONSOLE_TAIL_REQUEST).cloned();
+    let tail_request = machine.and_then(|machine| request(machine.annotations()));
+    let tail_request = tail_request.or_else(|| request(instance.annotations()));
     Ok(Observed {
         pod,
         node,
         claims,
         nodes,
         tail_request,
+        goes_on,
     })
 }
 
@@ -93,15 +102,13 @@ pub fn node_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref().filter(|node| !node.is_empty())
 }
 
-fn tail_request(instance: &VirtualMachineInstance, ctx: &Context) -> Option<String> {
-    let own = instance.annotations().get(labels::CONSOLE_TAIL_REQUEST).cloned();
+fn owner(instance: &VirtualMachineInstance, ctx: &Context) -> Option<Arc<VirtualMachine>> {
     let mut machine = ObjectRef::<VirtualMachine>::new(&instance.name_any());
     machine.namespace = instance.namespace();
     let machine = ctx.stores.machines.get(&machine)?;
-    let owned = instance
+    let owns = instance
         .owner_references()
         .iter()
         .any(|owner| Some(&owner.uid) == machine.metadata.uid.as_ref());
-    let request = machine.annotations().get(labels::CONSOLE_TAIL_REQUEST).cloned();
-    request.filter(|_| owned).or(own)
+    owns.then_some(machine)
 }

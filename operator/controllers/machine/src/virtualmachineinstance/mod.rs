@@ -33,6 +33,7 @@ pub use status::POD_SCHEDULED;
 
 use crate::Context;
 use crate::runner::RESYNC;
+use crate::stores::NodeState;
 use validate::Obstacle;
 
 /// Reasons of conditions and of `status.reason`; KubeVirt's words where it has one.
@@ -157,6 +158,17 @@ pub fn claims_of(instance: &VirtualMachineInstance) -> impl Iterator<Item = &str
     sources.map(|source| source.claim_name.as_str())
 }
 
+/// Whether an instance that is being deleted may go: its process is surely gone.
+///
+/// Where a next instance waits, that is enough. Where none does, what the pod has on its node (taps, mounts) is to be gone
+/// as well, and that is when its object goes.
+fn may_go(observed: &dereference::Observed) -> bool {
+    observed.pod.as_ref().is_none_or(|pod| {
+        let left_for_good = !observed.goes_on && observed.node != NodeState::Dead;
+        !left_for_good && ending::surely_ended(pod, observed.node)
+    })
+}
+
 /// Brings one instance a step further.
 ///
 /// # Errors
@@ -195,12 +207,7 @@ pub async fn reconcile(instance: Arc<VirtualMachineInstance>, ctx: Arc<Context>)
             Err(found) => obstacle = Some(found),
         }
     }
-    if deleting
-        && observed
-            .pod
-            .as_ref()
-            .is_none_or(|pod| ending::surely_ended(pod, observed.node))
-    {
+    if deleting && may_go(&observed) {
         ctx.applier
             .remove_finalizer(&*instance, VMI_FINALIZER)
             .await

@@ -20,7 +20,7 @@ use super::gate::Gate;
 use super::kubelet::Kubelet;
 
 /// No state takes longer to come about.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Who the controllers are; what they may do is `rbac.yaml` and nothing else.
 const USER: &str = "kubernest-machine";
 
@@ -63,15 +63,22 @@ impl Theatre {
         self.plane.client().await.unwrap()
     }
 
-    /// The controllers' client; its writes go through the gate.
-    pub async fn controllers_client(&self, gate: &Gate) -> Client {
+    /// How the controllers reach the API server: as themselves.
+    pub async fn controllers_config(&self) -> Config {
         let kubeconfig = Kubeconfig::read_from(self.plane.kubeconfig()).unwrap();
-        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-            .await
-            .unwrap();
+        let options = KubeConfigOptions::default();
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
         config.auth_info.impersonate = Some(USER.to_owned());
-        ClientBuilder::try_from(config).unwrap().with_layer(gate).build()
+        config
     }
+}
+
+/// A client whose writes go through the gate.
+pub fn gated(config: &Config, gate: &Gate) -> Client {
+    ClientBuilder::try_from(config.clone())
+        .unwrap()
+        .with_layer(gate)
+        .build()
 }
 
 /// A namespace with controllers at work in it.
@@ -120,7 +127,7 @@ impl Stage {
     }
 
     pub async fn without_kubelet(theatre: &Theatre, namespace: &str) -> Self {
-        let controllers = Controllers::start(theatre.controllers_client(&Gate::new(None)).await);
+        let controllers = Controllers::start(gated(&theatre.controllers_config().await, &Gate::new(None)));
         Self::with_controllers(theatre, namespace, controllers).await
     }
 
