@@ -36,6 +36,7 @@ impl Pod {
         for (program, package) in [
             ("/usr/sbin/libvirtd", "libvirt-daemon"),
             ("/usr/bin/qemu-system-x86_64", "qemu-system-x86"),
+            ("/usr/bin/virsh", "libvirt-clients"),
             ("/usr/bin/qemu-img", "qemu-utils"),
             ("/usr/bin/catatonit", "catatonit"),
             ("/usr/bin/setpriv", "util-linux"),
@@ -319,6 +320,32 @@ fn launcher_tells_that_qemu_died() {
     );
     assert!(
         termination.serial.iter().any(|line| line == "guest: up"),
+        "{termination:?}"
+    );
+}
+
+#[test]
+fn launcher_tells_that_the_guest_stands_still() {
+    let mut pod = Pod::start("wait", |_| {});
+    pod.says("guest: up");
+    // As qemu does it itself when KVM or a disk fails under it.
+    let socket = pod.folder.path().join("run/kubernest/runtime/libvirt/libvirt-sock");
+    let uri = format!("qemu+unix:///session?socket={}", socket.display());
+    assert!(
+        Command::new("virsh")
+            .args(["-q", "-c", &uri, "suspend", "org-a_vm-a"])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let (code, termination) = pod.end();
+    assert_eq!(
+        (code, termination.reason),
+        (2, TerminationReason::GuestPaused),
+        "{termination:?}"
+    );
+    assert!(
+        termination.message.starts_with("qemu paused the guest"),
         "{termination:?}"
     );
 }
