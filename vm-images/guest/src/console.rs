@@ -4,10 +4,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use kubernest_bootstrap::CONSOLE_PREFIX;
+use nix::fcntl::OFlag;
 
 /// Longest line in bytes; the rest is cut, so that a unit's log cannot flood a slow line.
 const LINE_MAX: usize = 400;
@@ -21,7 +23,12 @@ pub struct Console {
 impl Console {
     /// Opens the terminal at `path`. Without one (a VM without serial port) lines go to the journal only.
     pub fn open(path: &Path) -> Self {
-        let out = OpenOptions::new().write(true).open(path).ok();
+        // A service leads its session: without O_NOCTTY the line would become its terminal, and a hangup its end.
+        let out = OpenOptions::new()
+            .write(true)
+            .custom_flags(OFlag::O_NOCTTY.bits())
+            .open(path)
+            .ok();
         Self {
             out: Arc::new(Mutex::new(out)),
         }

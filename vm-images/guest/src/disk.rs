@@ -132,7 +132,8 @@ fn make(path: &Path, mode: u32) -> Result<(), DiskError> {
         })
 }
 
-fn is_mounted(path: &Path) -> bool {
+/// Whether something is mounted at exactly `path`.
+pub fn is_mounted(path: &Path) -> bool {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     mounts
         .lines()

@@ -11,6 +11,7 @@ use kubernest_bootstrap::{NODE_CONFIG_KEY, NodeConfig, ParseError, SHARE_TAG};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
+use crate::disk;
 use crate::files::{self, FileError};
 
 /// Why the share gave nothing usable.
@@ -68,7 +69,7 @@ impl Share {
     /// Mounts the share at `path`, unless it is mounted already.
     pub fn mount(path: &Path) -> Result<Self, ShareError> {
         let share = Self::at(path);
-        if path.join(NODE_CONFIG_KEY).exists() {
+        if disk::is_mounted(path) {
             return Ok(share);
         }
         fs::create_dir_all(path).map_err(ShareError::MountPoint)?;
@@ -149,7 +150,7 @@ mod tests {
     use super::*;
 
     const DOCUMENT: &str = r#"{"apiVersion":"bootstrap.kubernest.io/v1","hostname":"a","interfaces":[],
-        "files":[{"path":"/etc/x","key":"KEY","mode":"0600"}],"stages":[],"cni":{"type":"Flannel"}}"#;
+        "files":[{"path":"/etc/x","key":"KEY","mode":"0600"}],"stages":[],"cni":{"type":"flannel"}}"#;
 
     fn publish(folder: &Path, version: &str, document: &str) {
         let data = folder.join(version);
