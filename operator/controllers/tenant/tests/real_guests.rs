@@ -2,6 +2,8 @@
 //! image (vm-images/node-image/boot). Takes minutes and a node image, and the end-to-end tests cover it in full, so it
 //! runs only when asked for: `cargo nextest run -p kubernest-tenant --run-ignored only real_guests`.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a story that cannot go on fails")]
+
 mod support;
 
 use std::{

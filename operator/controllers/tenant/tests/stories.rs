@@ -1,5 +1,7 @@
 //! Stories of a TenantCluster against a real API server, with the tenant's real control plane where one is needed.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a story that cannot go on fails")]
+
 mod support;
 
 use std::{

@@ -51,16 +51,9 @@ pub enum InnerError {
     Delete(String, #[source] kube::Error),
 }
 
-/// Applies the add-ons unless that was done through this link already. Access rules come first and in order.
+/// Applies the add-ons that were not applied through this link already, so that a slow tenant gets them over several
+/// tries. Access rules come first.
 pub async fn apply_addons(link: &Link, addons: &[Addon]) -> Result<(), InnerError> {
-    let mut hasher = Sha256::new();
-    for (_, object) in addons {
-        hasher.update(serde_json::to_vec(object).map_err(InnerError::Serialize)?);
-    }
-    let hash: [u8; 32] = hasher.finalize().into();
-    if link.has_addons(hash) {
-        return Ok(());
-    }
     let rules = addons
         .iter()
         .take_while(|(kind, _)| kind.kind == "ClusterRoleBinding")
@@ -68,17 +61,25 @@ pub async fn apply_addons(link: &Link, addons: &[Addon]) -> Result<(), InnerErro
     let (first, rest) = addons.split_at(rules);
     for part in [first, rest] {
         // Collected first: a stream over a closure that borrows is not Send (rust-lang/rust#64552).
-        let writes: Vec<_> = part
-            .iter()
-            .map(|(kind, object)| link.applier().apply_with(kind, object, None))
-            .collect();
+        let writes: Vec<_> = part.iter().map(|addon| apply_addon(link, addon)).collect();
         stream::iter(writes)
             .buffered(AT_ONCE)
-            .try_for_each(|_| std::future::ready(Ok(())))
+            .try_for_each(|()| std::future::ready(Ok(())))
+            .await?;
+    }
+    Ok(())
+}
+
+async fn apply_addon(link: &Link, (kind, object): &Addon) -> Result<(), InnerError> {
+    let text = serde_json::to_vec(object).map_err(InnerError::Serialize)?;
+    let hash: [u8; 32] = Sha256::digest(text).into();
+    if !link.has_applied(&hash) {
+        link.applier()
+            .apply_with(kind, object, None)
             .await
             .map_err(InnerError::Addon)?;
+        link.set_applied(hash);
     }
-    link.set_addons(hash);
     Ok(())
 }
 

@@ -5,13 +5,14 @@
 //! guest: until its port is open a try costs it one refused packet, afterwards all tries use one TLS connection.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures::{StreamExt, channel::mpsc};
+use http_body_util::Limited;
 use jiff::Timestamp;
 use k8s_openapi::{
     ByteString,
@@ -24,6 +25,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Config, ResourceExt,
     api::{ListParams, Patch, PatchParams},
+    client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig as KubeconfigFile},
     runtime::{WatchStreamExt, reflector::ObjectRef, watcher},
 };
@@ -32,6 +34,7 @@ use kubernest_pki::{Credential, Issuer, Kubeconfig, KubeconfigAuth};
 use kubernest_runtime::{Applier, CancellationToken, telemetry::chain};
 use serde_json::json;
 use tokio::sync::{Notify, watch};
+use tower::util::MapResponseLayer;
 
 use super::{
     build::pki::{Authorities, Authority},
@@ -41,10 +44,17 @@ use crate::FIELD_MANAGER;
 
 /// Time between tries while the API server does not answer.
 const POLL: Duration = Duration::from_secs(1);
-/// Longest wait for one answer while the API server does not answer.
-const ANSWER: Duration = Duration::from_secs(10);
-/// Longest wait for a connection; the address is in this cluster.
-const CONNECT: Duration = Duration::from_secs(3);
+/// Longest wait for one answer while the API server does not answer. Ample: giving up on a guest that is slow makes it
+/// begin again, with a new handshake, and slower still.
+const ANSWER: Duration = Duration::from_secs(30);
+/// Longest wait for a connection, TLS handshake included.
+const CONNECT: Duration = Duration::from_secs(15);
+
+/// Longest answer, in bytes, that is read from a tenant, whose owner may have replaced the API server; a watch that gave
+/// more begins again.
+const ANSWER_BYTES: usize = 16 << 20;
+/// Longest text of a tenant's, in bytes, that is repeated outside it.
+const TEXT_BYTES: usize = 256;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +136,7 @@ pub struct Link {
     view: Arc<Mutex<View>>,
     slots: watch::Sender<BTreeMap<String, Ipv4Addr>>,
     restart: Arc<Notify>,
-    addons: Mutex<Option<[u8; 32]>>,
+    applied: Mutex<BTreeSet<[u8; 32]>>,
     stop: CancellationToken,
 }
 
@@ -165,7 +175,7 @@ impl Link {
             view: Arc::default(),
             slots,
             restart: Arc::default(),
-            addons: Mutex::default(),
+            applied: Mutex::default(),
             stop: CancellationToken::new(),
         };
         let task = Task {
@@ -207,6 +217,8 @@ impl Link {
         let mut view = lock(&self.view);
         if view.version.take().is_some() {
             view.listed = false;
+            // Its data may not come back either: everything is applied again.
+            lock(&self.applied).clear();
             self.restart.notify_one();
         }
     }
@@ -221,14 +233,14 @@ impl Link {
         &self.applier
     }
 
-    /// Whether add-ons with this hash were applied through this link.
-    pub fn has_addons(&self, hash: [u8; 32]) -> bool {
-        *lock(&self.addons) == Some(hash)
+    /// Whether an object with this hash was applied through this link.
+    pub fn has_applied(&self, hash: &[u8; 32]) -> bool {
+        lock(&self.applied).contains(hash)
     }
 
-    /// Remembers that they were.
-    pub fn set_addons(&self, hash: [u8; 32]) {
-        *lock(&self.addons) = Some(hash);
+    /// Remembers that it was.
+    pub fn set_applied(&self, hash: [u8; 32]) {
+        lock(&self.applied).insert(hash);
     }
 }
 
@@ -253,7 +265,20 @@ async fn client(target: &Target) -> Result<Client, LinkError> {
     config.connect_timeout = Some(CONNECT);
     // Retries are ours: we want to know at once, and say, that it does not answer.
     config.default_retry = false;
-    Client::try_from(config).map_err(LinkError::Client)
+    let bounded =
+        MapResponseLayer::new(|answer: http::Response<_>| answer.map(|body| Limited::new(body, ANSWER_BYTES)));
+    Ok(ClientBuilder::try_from(config)
+        .map_err(LinkError::Client)?
+        .with_layer(&bounded)
+        .build())
+}
+
+fn clip(mut text: String) -> String {
+    let end = (0..=text.len().min(TEXT_BYTES))
+        .rev()
+        .find(|end| text.is_char_boundary(*end));
+    text.truncate(end.unwrap_or(0));
+    text
 }
 
 struct Task {
@@ -276,7 +301,7 @@ impl Task {
             };
             if let Err(error) = outcome {
                 tracing::info!(cluster = %self.cluster, error = chain(&error), "the connection to the tenant broke");
-                lock(&self.view).waiting = chain(&error);
+                lock(&self.view).waiting = clip(chain(&error));
             }
             let mut view = lock(&self.view);
             view.version = None;
@@ -300,7 +325,7 @@ impl Task {
                     self.wake();
                     return;
                 }
-                Ok(Err(error)) => lock(&self.view).waiting = chain(&error),
+                Ok(Err(error)) => lock(&self.view).waiting = clip(chain(&error)),
                 Err(_) => lock(&self.view).waiting = format!("no answer within {} s", ANSWER.as_secs()),
             }
             tokio::time::sleep(POLL).await;
@@ -321,7 +346,7 @@ impl Task {
             .apiserver_version()
             .await
             .map_err(|source| LinkError::Api("tell its version", source))?;
-        Ok(info.git_version)
+        Ok(clip(info.git_version))
     }
 
     /// Follows nodes and requests until the API server no longer answers.

@@ -7,6 +7,7 @@
 pub mod apply;
 pub mod build;
 pub mod console;
+pub mod context;
 pub mod csr;
 pub mod dereference;
 pub mod inner;
@@ -16,25 +17,25 @@ pub mod teardown;
 pub mod validate;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
-use futures::channel::mpsc;
 use jiff::Timestamp;
 use kube::{
     ResourceExt,
     runtime::{controller::Action, reflector::ObjectRef},
 };
 use kubernest_crds::{TENANT_FINALIZER, TenantCluster, kubevirt::v1::VirtualMachine, reasons};
-use kubernest_runtime::{Applier, ApplyError, StepError, events::Recorder, telemetry::chain};
+use kubernest_runtime::{Applier, ApplyError, StepError, telemetry::chain};
 
+pub use self::context::Context;
 use self::{
     apply::{SlotInput, WriteError},
     build::{
-        network::{API_PORT, Network, NetworkError},
+        network::{Network, NetworkError},
         pki::{self, Authorities, PkiError},
         slots::{self, NoAddress, Slot},
     },
@@ -45,68 +46,15 @@ use self::{
     teardown::TeardownError,
     validate::{Invalid, Validated},
 };
-use crate::options::Options;
 
 /// Time between looks at a cluster that is not ready, or leaving, besides those that events cause.
 const SOON: Duration = Duration::from_secs(10);
 /// The same while only something inside the tenant is waited for that no watch tells.
 const INSIDE: Duration = Duration::from_secs(3);
+/// Longest time that a reconcile spends inside a tenant.
+const INSIDE_LIMIT: Duration = Duration::from_secs(60);
 /// Time between looks at a cluster at rest, for certificates that come of age.
 const AT_REST: Duration = Duration::from_secs(3600);
-
-/// Where a tenant's API server is reached, given the address of its Service.
-pub type Dial = Box<dyn Fn(IpAddr) -> String + Send + Sync>;
-
-/// What reconciles share.
-pub struct Context {
-    /// Writes into the outer cluster.
-    pub applier: Applier,
-    /// Says what happened.
-    pub recorder: Recorder,
-    /// Flags.
-    pub options: Options,
-    /// Wakes the controller.
-    pub wake: mpsc::UnboundedSender<ObjectRef<TenantCluster>>,
-    /// Where a tenant is reached.
-    pub dial: Dial,
-    links: Mutex<HashMap<String, Arc<Link>>>,
-}
-
-impl Context {
-    /// A context that reaches tenants at their Service's address.
-    pub fn new(
-        applier: Applier,
-        recorder: Recorder,
-        options: Options,
-        wake: mpsc::UnboundedSender<ObjectRef<TenantCluster>>,
-    ) -> Self {
-        let dial: Dial = Box::new(|address| format!("https://{}", std::net::SocketAddr::new(address, API_PORT)));
-        Context {
-            applier,
-            recorder,
-            options,
-            wake,
-            dial,
-            links: Mutex::default(),
-        }
-    }
-
-    fn link(&self, uid: &str) -> Option<Arc<Link>> {
-        self.links
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(uid)
-            .cloned()
-    }
-
-    fn set_link(&self, uid: &str, link: Option<Arc<Link>>) {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        match link {
-            Some(link) => links.insert(uid.to_owned(), link),
-            None => links.remove(uid),
-        };
-    }
-}
 
 /// The step that failed.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +82,8 @@ pub enum Error {
     Addons(#[source] build::addons::AddonError),
     #[error("the tenant can't be written into")]
     Inner(#[source] InnerError),
+    #[error("the tenant's API server is too slow: not done within {0:?}")]
+    Slow(Duration),
     #[error("taking down failed")]
     Teardown(#[source] TeardownError),
     #[error("the status can't be written")]
@@ -152,7 +102,7 @@ impl StepError for Error {
             Error::Slots(_) => "slots",
             Error::Link(_) => "link",
             Error::Addons(_) => "addons",
-            Error::Inner(_) => "inner",
+            Error::Inner(_) | Error::Slow(_) => "inner",
             Error::Teardown(_) => "teardown",
             Error::Status(_) => "status",
         }
@@ -222,6 +172,36 @@ pub async fn reconcile(cluster: Arc<TenantCluster>, context: Arc<Context>) -> Re
 
 /// The steps, in order. What each achieved is in `progress`, also when a later one fails.
 async fn advance(cluster: &TenantCluster, context: &Context, progress: &mut Progress) -> Result<(), Error> {
+    let link = outside(cluster, context, progress).await?;
+    if progress.view.version.is_none() {
+        return Ok(());
+    }
+    let conditions = cluster
+        .status
+        .as_ref()
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default();
+    if !kubernest_runtime::conditions::is_true(conditions, kubernest_crds::conditions::CONTROL_PLANE_READY) {
+        // Writing inside takes a slow guest a while; that its API server answers is to be seen at once.
+        let status = status::derive(cluster, progress, None, Timestamp::now());
+        context
+            .applier
+            .apply_status(cluster, &status)
+            .await
+            .map_err(Error::Status)?;
+    }
+    bounded(inside(&link, progress)).await
+}
+
+/// A tenant may be paused, starved or hostile: it must not hold up the others for longer than this.
+async fn bounded<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(INSIDE_LIMIT, work)
+        .await
+        .unwrap_or(Err(Error::Slow(INSIDE_LIMIT)))
+}
+
+/// Everything in the outer cluster.
+async fn outside(cluster: &TenantCluster, context: &Context, progress: &mut Progress) -> Result<Arc<Link>, Error> {
     let applier = &context.applier;
     let valid = validate::validate(cluster, &context.options).map_err(Error::Validate)?;
     progress.valid = Some(valid.clone());
@@ -271,10 +251,7 @@ async fn advance(cluster: &TenantCluster, context: &Context, progress: &mut Prog
     progress.leaving = teardown::surplus(applier, &observed, &wanted, Some(&link))
         .await
         .map_err(Error::Teardown)?;
-    if progress.view.version.is_some() {
-        write_inside(&link, &valid, progress).await?;
-    }
-    Ok(())
+    Ok(link)
 }
 
 /// Host indices of all slots of which anything exists.
@@ -414,12 +391,12 @@ async fn look_at_consoles(
 }
 
 /// Add-ons, labels and taints, once the tenant's API server answers.
-async fn write_inside(link: &Link, valid: &Validated, progress: &mut Progress) -> Result<(), Error> {
+async fn inside(link: &Link, progress: &mut Progress) -> Result<(), Error> {
     let control_plane = progress.slots.iter().find(|state| state.slot.is_control_plane());
-    let Some(control_plane_ip) = control_plane.map(|state| state.slot.ip) else {
+    let (Some(valid), Some(control_plane)) = (&progress.valid, control_plane) else {
         return Ok(());
     };
-    let addons = build::addons::all(valid, control_plane_ip).map_err(Error::Addons)?;
+    let addons = build::addons::all(valid, control_plane.slot.ip).map_err(Error::Addons)?;
     inner::apply_addons(link, &addons).await.map_err(Error::Inner)?;
     progress.addons = true;
     for state in &progress.slots {
