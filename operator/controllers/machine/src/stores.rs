@@ -163,11 +163,10 @@ impl Touch {
     fn instance(&self, old: Option<&VirtualMachineInstance>, new: Option<&VirtualMachineInstance>) {
         let Some(instance) = new.or(old) else { return };
         self.queue_instance(ObjectRef::from_obj(instance));
-        for owner in instance.owner_references() {
-            if let Some(machine) = ObjectRef::from_owner_ref(instance.namespace().as_deref(), owner, ()) {
-                self.queue_machine(machine);
-            }
-        }
+        // The machine of its name, be it the owner or one that waits for the name.
+        let mut machine = ObjectRef::new(&instance.name_any());
+        machine.namespace = instance.namespace();
+        self.queue_machine(machine);
     }
 
     fn pod(&self, old: Option<&Pod>, new: Option<&Pod>) {

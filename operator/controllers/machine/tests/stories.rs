@@ -53,6 +53,7 @@ async fn reconcile_stories_against_a_real_api_server() {
         reconcile_instance_alone(&Stage::set(&theatre, "alone").await),
     )
     .await;
+    story("name taken", reconcile_name_taken(&Stage::set(&theatre, "taken").await)).await;
     story(
         "lost node",
         reconcile_lost_node(&Stage::without_kubelet(&theatre, "lost-node").await),
@@ -284,6 +285,23 @@ async fn reconcile_instance_alone(stage: &Stage) {
         .await
         .expect("gone")
         .unwrap();
+}
+
+async fn reconcile_name_taken(stage: &Stage) {
+    let mut object =
+        json!({"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm"}});
+    object["spec"] = machine()["spec"]["template"]["spec"].clone();
+    let instances = stage.instances();
+    let other = serde_json::from_value(object).unwrap();
+    instances.create(&PostParams::default(), &other).await.unwrap();
+    stage.create(machine()).await;
+    let taken = |machine: &VirtualMachine| {
+        let mut conditions = machine.status.iter().flat_map(|status| &status.conditions);
+        conditions.any(|condition| condition.reason.as_deref() == Some("InstanceNotOwned"))
+    };
+    stage.machine_when("a name that is taken", taken).await;
+    instances.delete("vm", &DeleteParams::default()).await.unwrap();
+    stage.running().await;
 }
 
 /// The pod stays on a node that does not answer, and the machine stays with it until the node is declared to be off.

@@ -2,6 +2,8 @@
 //!
 //! A failed instance is counted in the status before it is deleted, so that a restart in between counts it once.
 
+use std::sync::Arc;
+
 use kube::ResourceExt;
 use kube::api::DeleteParams;
 use kubernest_crds::kubevirt::v1::{VM_FINALIZER, VirtualMachine, VirtualMachineInstance, VirtualMachineStatus};
@@ -10,6 +12,22 @@ use super::dereference::owns;
 use super::{Error, build};
 use crate::Context;
 use crate::write::{self, Created};
+
+/// Puts the finalizer on, if it is not; `None` when the machine changed meanwhile, which its watch event will tell.
+pub async fn hold(machine: Arc<VirtualMachine>, ctx: &Context) -> Result<Option<Arc<VirtualMachine>>, Error> {
+    let held = machine.finalizers().iter().any(|name| name == VM_FINALIZER);
+    if held || machine.metadata.deletion_timestamp.is_some() {
+        return Ok(Some(machine));
+    }
+    match ctx.applier.add_finalizer(&*machine, VM_FINALIZER).await {
+        Ok(held) => {
+            ctx.fresh.wrote(&held);
+            Ok(Some(Arc::new(held)))
+        }
+        Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(None),
+        Err(error) => Err(Error::Finalizer(error)),
+    }
+}
 
 /// Creates the instance, or returns the one that was created before a restart.
 pub async fn create(machine: &VirtualMachine, ctx: &Context) -> Result<VirtualMachineInstance, Error> {
@@ -69,10 +87,11 @@ pub async fn status(machine: &VirtualMachine, wanted: &VirtualMachineStatus, ctx
 
 /// Lets the machine go.
 pub async fn release(machine: &VirtualMachine, ctx: &Context) -> Result<(), Error> {
-    ctx.applier
-        .remove_finalizer(machine, VM_FINALIZER)
-        .await
-        .map_err(Error::Finalizer)?;
+    match ctx.applier.remove_finalizer(machine, VM_FINALIZER).await {
+        // It changed meanwhile, which its watch event will tell.
+        Err(error) if error.is_conflict() => {}
+        other => other.map_err(Error::Finalizer)?,
+    }
     ctx.fresh.forget(machine);
     Ok(())
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
-use kubernest_crds::kubevirt::v1::{VM_FINALIZER, VirtualMachine};
+use kubernest_crds::kubevirt::v1::VirtualMachine;
 use kubernest_runtime::{ApplyError, StepError};
 
 use self::plan::Step;
@@ -95,15 +95,9 @@ impl Error {
         match self {
             Self::Create(kube::Error::Api(answer)) if matches!(answer.code, 400 | 403 | 422) => {
                 let message = format!("the instance is refused: {}", answer.message);
-                Some(Trouble {
-                    reason: reasons::FAILED_CREATE,
-                    message,
-                })
+                Some(Trouble::new(reasons::FAILED_CREATE, message))
             }
-            Self::NameTaken(_) => Some(Trouble {
-                reason: reasons::NAME_TAKEN,
-                message: self.to_string(),
-            }),
+            Self::NameTaken(_) => Some(Trouble::new(reasons::NAME_TAKEN, self.to_string())),
             _ => None,
         }
     }
@@ -122,17 +116,9 @@ pub async fn reconcile(machine: Arc<VirtualMachine>, ctx: Arc<Context>) -> Resul
     if ctx.fresh.is_stale(&*machine) {
         return Ok(Action::await_change());
     }
-    let deleting = machine.metadata.deletion_timestamp.is_some();
-    if !deleting && !machine.finalizers().iter().any(|name| name == VM_FINALIZER) {
-        // Its watch event brings the next reconcile.
-        let held = ctx
-            .applier
-            .add_finalizer(&*machine, VM_FINALIZER)
-            .await
-            .map_err(Error::Finalizer)?;
-        ctx.fresh.wrote(&held);
+    let Some(machine) = apply::hold(machine, &ctx).await? else {
         return Ok(Action::await_change());
-    }
+    };
     let found = dereference::instance(&machine, &ctx)
         .await
         .map_err(Error::Dereference)?;
@@ -141,14 +127,9 @@ pub async fn reconcile(machine: Arc<VirtualMachine>, ctx: Arc<Context>) -> Resul
         .is_some_and(|instance| !dereference::owns(&machine, instance));
     let mut instance = found.filter(|_| !taken).map(|instance| (*instance).clone());
     let (strategy, mut trouble) = match validate::strategy(&machine.spec) {
+        Ok(_) if taken => (None, Error::NameTaken(machine.name_any()).trouble()),
         Ok(strategy) => (Some(strategy), None),
-        Err(obstacle) => (
-            None,
-            Some(Trouble {
-                reason: reasons::NOT_SUPPORTED,
-                message: obstacle.to_string(),
-            }),
-        ),
+        Err(obstacle) => (None, Some(Trouble::new(reasons::NOT_SUPPORTED, obstacle.to_string()))),
     };
     let now = Timestamp::now();
     let before = machine.status.as_ref().and_then(|status| status.start_failure.as_ref());

@@ -24,6 +24,13 @@ pub struct Trouble {
     pub message: String,
 }
 
+impl Trouble {
+    /// A trouble.
+    pub fn new(reason: &'static str, message: String) -> Self {
+        Self { reason, message }
+    }
+}
+
 /// What a status follows from.
 #[derive(Clone, Copy)]
 pub struct Seen<'a> {

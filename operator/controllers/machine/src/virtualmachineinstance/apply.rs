@@ -1,16 +1,50 @@
 //! What is written for an instance: its pod is created once, deleted with its grace, its status follows; events tell
 //! people. Nothing is decided here but whether a write is needed.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::DeleteParams;
-use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, VirtualMachineInstanceStatus, phase, vmi_conditions};
+use kubernest_crds::kubevirt::v1::{
+    VMI_FINALIZER, VirtualMachineInstance, VirtualMachineInstanceStatus, phase, vmi_conditions,
+};
 
 use super::dereference::{Observed, belongs};
 use super::validate::Machine;
 use super::{Error, build, console, ending, phase_of, resources};
 use crate::write::{self, Created};
 use crate::{Context, conditions};
+
+/// Puts the finalizer on, if it is not; `None` when the instance changed meanwhile, which its watch event will tell.
+pub async fn hold(
+    instance: Arc<VirtualMachineInstance>,
+    ctx: &Context,
+) -> Result<Option<Arc<VirtualMachineInstance>>, Error> {
+    let held = instance.finalizers().iter().any(|name| name == VMI_FINALIZER);
+    if held || instance.metadata.deletion_timestamp.is_some() {
+        return Ok(Some(instance));
+    }
+    match ctx.applier.add_finalizer(&*instance, VMI_FINALIZER).await {
+        Ok(held) => {
+            ctx.fresh.wrote(&held);
+            Ok(Some(Arc::new(held)))
+        }
+        Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(None),
+        Err(error) => Err(Error::Finalizer(error)),
+    }
+}
+
+/// Lets the instance go.
+pub async fn release(instance: &VirtualMachineInstance, ctx: &Context) -> Result<(), Error> {
+    match ctx.applier.remove_finalizer(instance, VMI_FINALIZER).await {
+        // It changed meanwhile, which its watch event will tell.
+        Err(error) if error.is_conflict() => {}
+        other => other.map_err(Error::Finalizer)?,
+    }
+    ctx.fresh.forget(instance);
+    Ok(())
+}
 
 /// Creates the launcher pod, or returns the one that was created before a restart.
 pub async fn start(machine: &Machine, observed: &Observed, ctx: &Context) -> Result<Pod, Error> {

@@ -23,9 +23,8 @@ mod volumes;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use kube::ResourceExt;
 use kube::runtime::controller::Action;
-use kubernest_crds::kubevirt::v1::{VMI_FINALIZER, VirtualMachineInstance, phase};
+use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, phase};
 use kubernest_runtime::{ApplyError, StepError};
 
 pub use ending::is_disruption;
@@ -177,17 +176,10 @@ pub async fn reconcile(instance: Arc<VirtualMachineInstance>, ctx: Arc<Context>)
     if ctx.fresh.is_stale(&*instance) {
         return Ok(Action::await_change());
     }
-    let deleting = instance.metadata.deletion_timestamp.is_some();
-    if !deleting && !instance.finalizers().iter().any(|name| name == VMI_FINALIZER) {
-        // Its watch event brings the next reconcile.
-        let held = ctx
-            .applier
-            .add_finalizer(&*instance, VMI_FINALIZER)
-            .await
-            .map_err(Error::Finalizer)?;
-        ctx.fresh.wrote(&held);
+    let Some(instance) = apply::hold(instance, &ctx).await? else {
         return Ok(Action::await_change());
-    }
+    };
+    let deleting = instance.metadata.deletion_timestamp.is_some();
     let mut observed = dereference::dereference(&instance, &ctx)
         .await
         .map_err(Error::Dereference)?;
@@ -208,11 +200,7 @@ pub async fn reconcile(instance: Arc<VirtualMachineInstance>, ctx: Arc<Context>)
         }
     }
     if deleting && may_go(&observed) {
-        ctx.applier
-            .remove_finalizer(&*instance, VMI_FINALIZER)
-            .await
-            .map_err(Error::Finalizer)?;
-        ctx.fresh.forget(&*instance);
+        apply::release(&instance, &ctx).await?;
         return Ok(Action::await_change());
     }
     let seen = status::Seen {

@@ -26,8 +26,11 @@ const QEMU: u64 = 60 * MIB;
 const LAUNCHER: u64 = 10 * MIB;
 /// virtiofsd, for each shared file system.
 const VIRTIOFSD: u64 = 8 * MIB;
-/// Translation cache of qemu's emulator (TCG); unused under KVM.
-const TRANSLATION_CACHE: u64 = 96 * MIB;
+/// Translation cache of qemu's emulator (TCG) as a share of the guest's memory: larger guests run larger programs, and a
+/// cache that is too small is flushed over and over. With 32 MiB a 2 GiB control plane took minutes instead of seconds.
+const TRANSLATION_CACHE_SHARE: u64 = 8;
+/// The cache of the smallest and of the largest guests.
+const TRANSLATION_CACHE: std::ops::RangeInclusive<u64> = 32 * MIB..=256 * MIB;
 /// Under TCG the launcher caps the cache at the overhead less this (`kubernest-domain`, `plan.rs`): asking for less would
 /// not spare memory but flush the cache, and slow the guest down.
 const RESERVED_UNDER_TCG: u64 = 160 * MIB;
@@ -43,7 +46,10 @@ pub fn overhead_bytes(guest_bytes: u64, shares: u64, accelerator: Accelerator) -
     let processes = LIBVIRTD + QEMU + LAUNCHER + VIRTIOFSD * shares + guest_bytes / PAGE_TABLE_SHARE;
     let bytes = match accelerator {
         Accelerator::Kvm => processes,
-        Accelerator::Tcg => processes.max(RESERVED_UNDER_TCG) + TRANSLATION_CACHE,
+        Accelerator::Tcg => {
+            let cache = guest_bytes / TRANSLATION_CACHE_SHARE;
+            processes.max(RESERVED_UNDER_TCG) + cache.clamp(*TRANSLATION_CACHE.start(), *TRANSLATION_CACHE.end())
+        }
     };
     bytes.next_multiple_of(MIB)
 }
