@@ -6,11 +6,15 @@ use std::sync::Arc;
 
 use kube::ResourceExt;
 use kube::api::DeleteParams;
-use kubernest_crds::kubevirt::v1::{VM_FINALIZER, VirtualMachine, VirtualMachineInstance, VirtualMachineStatus};
+use kubernest_crds::kubevirt::v1::{
+    VM_FINALIZER, VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceCondition as Condition,
+    VirtualMachineStatus, vm_conditions,
+};
 
 use super::dereference::owns;
 use super::{Error, build};
 use crate::Context;
+use crate::conditions::get;
 use crate::write::{self, Created};
 
 /// Puts the finalizer on, if it is not; `None` when the machine changed meanwhile, which its watch event will tell.
@@ -82,7 +86,20 @@ pub async fn status(machine: &VirtualMachine, wanted: &VirtualMachineStatus, ctx
         return Ok(false);
     };
     ctx.fresh.wrote(&written);
+    tell(machine, wanted, ctx).await;
     Ok(true)
+}
+
+/// An event for a new failure.
+async fn tell(before: &VirtualMachine, now: &VirtualMachineStatus, ctx: &Context) {
+    let failure =
+        |all: &[Condition]| get(all, vm_conditions::FAILURE).map(|found| (found.reason.clone(), found.message.clone()));
+    let past = before.status.as_ref().and_then(|status| failure(&status.conditions));
+    let Some(found) = failure(&now.conditions).filter(|found| Some(found) != past.as_ref()) else {
+        return;
+    };
+    let (reason, message) = (found.0.unwrap_or_default(), found.1.unwrap_or_default());
+    ctx.events.warning(before, &reason, "RunInstance", &message).await;
 }
 
 /// Lets the machine go.

@@ -34,6 +34,8 @@ pub fn count(
         .and_then(|status| status.reason.as_deref())
         .unwrap_or_default();
     match phase_of(instance) {
+        // A failure is counted before its instance is deleted; one that comes after was asked for, whatever its exit code.
+        _ if instance.metadata.deletion_timestamp.is_some() => before.cloned(),
         phase::FAILED if before.is_some_and(|before| before.last_failed_vmi_uid == uid) => before.cloned(),
         phase::FAILED if is_disruption(reason) => before.cloned(),
         phase::FAILED => {

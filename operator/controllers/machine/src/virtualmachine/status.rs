@@ -180,8 +180,13 @@ fn set_failure(all: &mut Vec<Condition>, seen: Seen<'_>, now: Timestamp) {
     if let Some(trouble) = seen.trouble {
         return set(all, type_, TRUE, trouble.reason, &trouble.message, now);
     }
+    let deleting = seen
+        .instance
+        .is_some_and(|instance| instance.metadata.deletion_timestamp.is_some());
     let status = seen.instance.and_then(|instance| instance.status.as_ref());
     match status.and_then(|status| status.phase.as_deref()) {
+        // Remembered from before its deletion, or no failure but a stop that was asked for.
+        Some(phase::FAILED) if deleting => {}
         Some(phase::FAILED) if seen.strategy == Some(Strategy::Always) => {
             let ready = status.and_then(|status| get(&status.conditions, vmi_conditions::READY));
             let reason = status

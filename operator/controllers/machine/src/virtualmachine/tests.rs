@@ -145,6 +145,7 @@ fn ran(phase: &str, reason: &str, running: i64, ended: i64) -> VirtualMachineIns
 #[case::sixth(Some(failing(5, "i-0", NOW - 60)), ran("Failed", "LaunchFailed", -20, 0), Some((6, 300)))]
 #[case::counted_once(Some(failing(1, "i-1", NOW + 4)), ran("Failed", "GuestCrashed", -20, 0), Some((1, 4)))]
 #[case::after_a_long_run(Some(failing(5, "i-0", NOW - 900)), ran("Failed", "GuestCrashed", -301, 0), Some((1, 10)))]
+#[case::stopped_as_asked(None, going(ran("Failed", "OOMKilled", -20, 0)), None)]
 #[case::pod_deleted(None, ran("Failed", "PodDeleted", -20, 0), None)]
 #[case::node_lost(Some(failing(2, "i-0", NOW - 60)), ran("Failed", "NodeLost", -20, 0), Some((2, -60)))]
 #[case::ended_well(Some(failing(2, "i-0", NOW - 60)), ran("Succeeded", "GuestShutdown", -20, 0), None)]
