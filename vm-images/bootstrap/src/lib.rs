@@ -122,7 +122,12 @@ pub struct ClientFiles {
 
 /// The CNI configuration that the guest keeps for the node's containerd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields, tag = "type")]
+#[serde(
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase",
+    deny_unknown_fields,
+    tag = "type"
+)]
 pub enum Cni {
     /// bridge + host-local + portmap from the subnet that flannel writes to /run/flannel/subnet.env.
     Flannel,
@@ -135,7 +140,9 @@ pub enum ParseError {
     #[error("{NODE_CONFIG_KEY} is not a valid node configuration")]
     Parse(#[source] serde_json::Error),
     /// Another version of the document.
-    #[error("{NODE_CONFIG_KEY} has apiVersion {found:?}; this node image understands {API_VERSION:?}: use a node image of the operator's release")]
+    #[error(
+        "{NODE_CONFIG_KEY} has apiVersion {found:?}; this node image understands {API_VERSION:?}: use a node image of the operator's release"
+    )]
     Version {
         /// What the document says.
         found: String,
@@ -152,7 +159,9 @@ impl NodeConfig {
         }
         let head: Head = serde_json::from_slice(bytes).map_err(ParseError::Parse)?;
         if head.api_version != API_VERSION {
-            return Err(ParseError::Version { found: head.api_version });
+            return Err(ParseError::Version {
+                found: head.api_version,
+            });
         }
         serde_json::from_slice(bytes).map_err(ParseError::Parse)
     }
