@@ -86,7 +86,13 @@ impl Watch {
         for (unit, health) in now {
             let before = self.seen.get(&unit).cloned().unwrap_or_default();
             if health.restarts > before.restarts || (health.failed && !before.failed) {
-                let what = format!("{}, {} restarts", health.result, health.restarts);
+                // While systemd starts it again, the result of the last run is no longer told.
+                let result = if health.result == "success" {
+                    "ended"
+                } else {
+                    &health.result
+                };
+                let what = format!("{result}, {} restarts", health.restarts);
                 failures.push(Failure {
                     unit: unit.clone(),
                     what,
