@@ -9,7 +9,7 @@ export PATH := $(KUBERNEST_CACHE)/tools/bin:$(PATH)
 export CARGO_TERM_COLOR ?= never
 
 VERSIONS := v1.35.4 v1.34.4
-BINARIES := kubernest-operator kubernest-api kubernest-ingress kubernest-node kubernest-cni kubernest-launcher kubernest-guest
+BINARIES := kubernest-operator kubernest-api kubernest-ingress kubernest-node kubernest-launcher kubernest-guest
 step := tests/tools/step
 
 .PHONY: help
@@ -29,6 +29,8 @@ components: deps ## Build the upstream parts (Kubernetes, etcd, containerd …)
 .PHONY: binaries
 binaries: deps ## Build Kubernest's own programs for the images
 	@$(step) binaries cargo build --release --locked $(addprefix -p ,$(BINARIES))
+	@# The CNI plugin runs on hosts of any C library, so it brings its own.
+	@$(step) cni-plugin cargo rustc --release --locked -p kubernest-cni -- -C target-feature=+crt-static
 
 .PHONY: testbed
 testbed: components ## Build the test bed's command
