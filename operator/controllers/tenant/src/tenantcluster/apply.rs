@@ -14,7 +14,7 @@ use kube::{
     Api, Resource, ResourceExt,
     core::{DynamicObject, NamespaceResourceScope},
 };
-use kubernest_crds::TenantCluster;
+use kubernest_crds::{NetworkAllocation, TenantCluster};
 use kubernest_pki::{IssueError, issue};
 use kubernest_runtime::{
     Applier, ApplyError,
@@ -74,17 +74,15 @@ pub enum WriteError {
     },
 }
 
-/// The cluster's network: its own allocation, or the first free one that the API server gives us.
+/// The cluster's network: its own among `all` allocations, or the first free one that the API server gives us.
 pub async fn network(
     applier: &Applier,
     cluster: &TenantCluster,
     valid: &Validated,
     pool: ipnet::Ipv4Net,
+    mut all: Vec<NetworkAllocation>,
 ) -> Result<Network, WriteError> {
     let preferred = cluster.status.as_ref().and_then(|status| status.vni);
-    let mut all = dereference::allocations(applier.client(), cluster)
-        .await
-        .map_err(WriteError::Allocations)?;
     let mut refused = BTreeSet::new();
     loop {
         if let Some(own) = network::own(&all, &valid.uid, preferred) {
@@ -110,16 +108,26 @@ where
     K: Object + Resource<Scope = NamespaceResourceScope>,
     K::DynamicType: Default,
 {
-    if observed.is_none() {
-        let namespace = desired.namespace().unwrap_or_default();
-        claim(
-            &Api::<K>::namespaced(applier.client().clone(), &namespace),
-            desired,
-            uid,
-        )
-        .await?;
-    }
+    unclaimed(applier, desired, observed, uid).await?;
     applier.apply(desired, observed).await.map_err(WriteError::Apply)
+}
+
+/// Nothing that is not ours has the name.
+async fn unclaimed<K>(applier: &Applier, desired: &K, observed: Option<&K>, uid: &str) -> Result<(), WriteError>
+where
+    K: Object + Resource<Scope = NamespaceResourceScope>,
+    K::DynamicType: Default,
+{
+    if observed.is_some() {
+        return Ok(());
+    }
+    let namespace = desired.namespace().unwrap_or_default();
+    claim(
+        &Api::<K>::namespaced(applier.client().clone(), &namespace),
+        desired,
+        uid,
+    )
+    .await
 }
 
 async fn claim<K>(api: &Api<K>, desired: &K, uid: &str) -> Result<(), WriteError>
@@ -262,7 +270,8 @@ pub async fn slots(applier: &Applier, input: &SlotInput<'_>, slots: &[Slot]) -> 
     stream::iter(writes).buffered(SLOTS_AT_ONCE).try_collect().await
 }
 
-/// The Secret comes first: it is the record of the slot's address. A claim is made once; its size is not changed.
+/// Secret and claim, either a record of the slot's address, come before the machine. A claim is made once; its size is
+/// not changed.
 async fn one_slot(
     applier: &Applier,
     input: &SlotInput<'_>,
@@ -295,15 +304,22 @@ async fn one_slot(
         slot: slot.name.clone(),
         source,
     })?;
-    put(applier, &secret, stored, &valid.uid).await?;
     let claim = slots::claim(valid, slot);
-    if !observed.claims.contains_key(&claim.name_any()) {
-        put(applier, &claim, None, &valid.uid).await?;
-    }
     let machine = observed.machines.get(&slot.name);
     let request = console::request(machine, ready.contains(&slot.name), now);
     let desired = slots::machine(valid, slot, request.as_deref());
-    put(applier, &desired, machine, &valid.uid).await?;
+    // Every request on the way to a new machine delays the tenant: what can go side by side does.
+    futures::try_join!(
+        put(applier, &secret, stored, &valid.uid),
+        async {
+            match observed.claims.contains_key(&claim.name_any()) {
+                true => Ok(()),
+                false => put(applier, &claim, None, &valid.uid).await.map(drop),
+            }
+        },
+        unclaimed(applier, &desired, machine, &valid.uid),
+    )?;
+    applier.apply(&desired, machine).await.map_err(WriteError::Apply)?;
     Ok(credentials
         .iter()
         .map(|(name, credential)| (*name, credential.not_after))

@@ -205,23 +205,28 @@ async fn outside(cluster: &TenantCluster, context: &Context, progress: &mut Prog
     let applier = &context.applier;
     let valid = validate::validate(cluster, &context.options).map_err(Error::Validate)?;
     progress.valid = Some(valid.clone());
-    applier
-        .add_finalizer(cluster, TENANT_FINALIZER)
-        .await
-        .map_err(Error::Finalizer)?;
-    let pool = context.options.node_cidr_pool;
-    let (observed, network) = futures::try_join!(
+    let (_, observed, allocations) = futures::try_join!(
+        async {
+            applier
+                .add_finalizer(cluster, TENANT_FINALIZER)
+                .await
+                .map_err(Error::Finalizer)
+        },
         async {
             dereference::dereference(applier.client(), cluster)
                 .await
                 .map_err(Error::Dereference)
         },
         async {
-            apply::network(applier, cluster, &valid, pool)
+            dereference::allocations(applier.client(), cluster)
                 .await
-                .map_err(Error::Network)
+                .map_err(Error::Dereference)
         },
     )?;
+    let pool = context.options.node_cidr_pool;
+    let network = apply::network(applier, cluster, &valid, pool, allocations)
+        .await
+        .map_err(Error::Network)?;
     progress.network = Some(network);
     let (cluster_ip, (), authorities) = futures::try_join!(
         async { apply::service(applier, &valid, &observed).await.map_err(Error::Network) },
