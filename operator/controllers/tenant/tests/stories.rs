@@ -124,6 +124,9 @@ async fn whole_life(version: &str) {
         join(&admin, &ports, slot, ip).await;
     }
     wait_for_condition(&admin, NS, NAME, conditions::NODES_READY).await;
+    // Signing did not break the connection: kubelets wait for it.
+    let uid = cluster(&admin, NS, NAME).await.uid().unwrap();
+    assert_eq!(operator.context.view(&uid).unwrap().connections, 1);
     let node = Api::<Node>::all(user.clone()).get("customera-a-0").await.unwrap();
     assert_eq!(node.labels()["tier"], "db");
     assert_eq!(node.labels()["node-role.kubernetes.io/worker"], "");

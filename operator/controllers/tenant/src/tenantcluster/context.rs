@@ -11,7 +11,10 @@ use kube::runtime::reflector::ObjectRef;
 use kubernest_crds::TenantCluster;
 use kubernest_runtime::{Applier, events::Recorder};
 
-use super::{build::network::API_PORT, link::Link};
+use super::{
+    build::network::API_PORT,
+    link::{Link, View},
+};
 use crate::options::Options;
 
 /// Where a tenant's API server is reached, given the address of its Service.
@@ -49,6 +52,11 @@ impl Context {
             dial,
             links: Mutex::default(),
         }
+    }
+
+    /// What is known of the tenant with this UID, if there is a connection to it.
+    pub fn view(&self, uid: &str) -> Option<View> {
+        Some(self.link(uid)?.view())
     }
 
     pub(super) fn link(&self, uid: &str) -> Option<Arc<Link>> {

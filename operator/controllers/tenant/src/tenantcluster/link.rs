@@ -53,6 +53,8 @@ const CONNECT: Duration = Duration::from_secs(15);
 /// Longest answer, in bytes, that is read from a tenant, whose owner may have replaced the API server; a watch that gave
 /// more begins again.
 const ANSWER_BYTES: usize = 16 << 20;
+/// Answered requests that are remembered at most.
+const ANSWERED: usize = 4096;
 /// Longest text of a tenant's, in bytes, that is repeated outside it.
 const TEXT_BYTES: usize = 256;
 
@@ -125,6 +127,8 @@ pub struct View {
     pub nodes: BTreeMap<String, NodeFacts>,
     /// The nodes were listed at least once since the API server is ready.
     pub listed: bool,
+    /// How often the API server became ready.
+    pub connections: u32,
 }
 
 /// A connection to a tenant. Dropping it ends its task.
@@ -186,6 +190,7 @@ impl Link {
             slots: slots_seen,
             restart: link.restart.clone(),
             wake,
+            answered: Mutex::default(),
         };
         let stop = link.stop.clone();
         tokio::spawn(async move { stop.run_until_cancelled(task.run()).await });
@@ -289,6 +294,7 @@ struct Task {
     slots: watch::Receiver<BTreeMap<String, Ipv4Addr>>,
     restart: Arc<Notify>,
     wake: mpsc::UnboundedSender<ObjectRef<TenantCluster>>,
+    answered: Mutex<BTreeSet<String>>,
 }
 
 impl Task {
@@ -321,7 +327,10 @@ impl Task {
             match tokio::time::timeout(ANSWER, self.version()).await {
                 Ok(Ok(version)) => {
                     tracing::info!(cluster = %self.cluster, version, "the tenant's API server is ready");
-                    lock(&self.view).version = Some(version);
+                    let mut view = lock(&self.view);
+                    view.version = Some(version);
+                    view.connections += 1;
+                    drop(view);
                     self.wake();
                     return;
                 }
@@ -358,6 +367,7 @@ impl Task {
         let mut slots = self.slots.clone();
         slots.mark_unchanged();
         let mut listing = BTreeMap::new();
+        lock(&self.answered).clear();
         loop {
             tokio::select! {
                 event = nodes.next() => match event {
@@ -428,14 +438,20 @@ impl Task {
         Ok(())
     }
 
+    /// Answers a request once. Our own approval comes back as an event before the certificate does; signing on that one
+    /// too would be refused, since a certificate can't be replaced.
     async fn answer(&self, csr: &CertificateSigningRequest) -> Result<(), LinkError> {
+        let uid = csr.uid().unwrap_or_default();
+        if lock(&self.answered).contains(&uid) {
+            return Ok(());
+        }
         let verdict = judge(csr, &self.slots.borrow());
         let name = csr.name_any();
         match verdict {
-            Verdict::Leave => Ok(()),
+            Verdict::Leave => return Ok(()),
             Verdict::Deny(reason) => {
                 tracing::warn!(cluster = %self.cluster, csr = name, reason, "denies a kubelet's certificate request");
-                self.conclude(csr, "Denied", &reason).await
+                self.conclude(csr, "Denied", &reason).await?;
             }
             Verdict::Sign(signed) => {
                 let (request, leaf) = *signed;
@@ -444,13 +460,20 @@ impl Task {
                 self.conclude(csr, "Approved", "a slot of this cluster").await?;
                 let body = json!({"status": {"certificate": ByteString(certificate.chain_pem.into_bytes())}});
                 let api = Api::<CertificateSigningRequest>::all(self.client.clone());
-                tracing::info!(cluster = %self.cluster, csr = name, subject = leaf.common_name, "signs a kubelet's certificate");
-                gone_is_fine(
+                let subject = leaf.common_name;
+                tracing::info!(cluster = %self.cluster, csr = name, subject, "signs a kubelet's certificate");
+                settled(
                     api.patch_status(&name, &PatchParams::default(), &Patch::Merge(body))
                         .await,
-                )
+                )?;
             }
         }
+        let mut answered = lock(&self.answered);
+        if answered.len() >= ANSWERED {
+            answered.clear();
+        }
+        answered.insert(uid);
+        Ok(())
     }
 
     async fn conclude(&self, csr: &CertificateSigningRequest, type_: &str, message: &str) -> Result<(), LinkError> {
@@ -473,16 +496,17 @@ impl Task {
         };
         let body = json!({"status": {"conditions": [condition]}});
         let api = Api::<CertificateSigningRequest>::all(self.client.clone());
-        gone_is_fine(
+        settled(
             api.patch_approval(&csr.name_any(), &PatchParams::default(), &Patch::Merge(body))
                 .await,
         )
     }
 }
 
-fn gone_is_fine<T>(result: kube::Result<T>) -> Result<(), LinkError> {
+fn settled<T>(result: kube::Result<T>) -> Result<(), LinkError> {
     match result {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        // 404: it is gone; 422: another operator has answered it, and answers can't be changed.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 422) => Ok(()),
         other => other
             .map(drop)
             .map_err(|source| LinkError::Api("take a certificate", source)),
