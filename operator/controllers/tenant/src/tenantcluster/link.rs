@@ -14,31 +14,25 @@ use std::{
 use futures::{StreamExt, channel::mpsc};
 use http_body_util::Limited;
 use jiff::Timestamp;
-use k8s_openapi::{
-    ByteString,
-    api::{
-        certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition},
-        core::v1::{Node, Taint},
-    },
-    apimachinery::pkg::apis::meta::v1::Time,
+use k8s_openapi::api::{
+    certificates::v1::CertificateSigningRequest,
+    core::v1::{Node, Taint},
 };
 use kube::{
     Api, Client, Config, ResourceExt,
-    api::{ListParams, Patch, PatchParams},
     client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig as KubeconfigFile},
     runtime::{WatchStreamExt, reflector::ObjectRef, watcher},
 };
 use kubernest_crds::TenantCluster;
-use kubernest_pki::{Credential, Issuer, Kubeconfig, KubeconfigAuth};
+use kubernest_pki::{Credential, Kubeconfig, KubeconfigAuth};
 use kubernest_runtime::{Applier, CancellationToken, telemetry::chain};
-use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tower::util::MapResponseLayer;
 
 use super::{
     build::pki::{Authorities, Authority},
-    csr::{Verdict, judge},
+    signer::Signer,
 };
 use crate::FIELD_MANAGER;
 
@@ -53,8 +47,6 @@ const CONNECT: Duration = Duration::from_secs(15);
 /// Longest answer, in bytes, that is read from a tenant, whose owner may have replaced the API server; a watch that gave
 /// more begins again.
 const ANSWER_BYTES: usize = 16 << 20;
-/// Answered requests that are remembered at most.
-const ANSWERED: usize = 4096;
 /// Longest text of a tenant's, in bytes, that is repeated outside it.
 const TEXT_BYTES: usize = 256;
 
@@ -182,15 +174,15 @@ impl Link {
             applied: Mutex::default(),
             stop: CancellationToken::new(),
         };
+        let signer = Signer::new(client.clone(), target.cluster.clone(), target.authorities);
         let task = Task {
             client,
             cluster: target.cluster,
-            authorities: target.authorities,
             view: link.view.clone(),
             slots: slots_seen,
             restart: link.restart.clone(),
             wake,
-            answered: Mutex::default(),
+            signer,
         };
         let stop = link.stop.clone();
         tokio::spawn(async move { stop.run_until_cancelled(task.run()).await });
@@ -289,12 +281,11 @@ fn clip(mut text: String) -> String {
 struct Task {
     client: Client,
     cluster: ObjectRef<TenantCluster>,
-    authorities: Arc<Authorities>,
     view: Arc<Mutex<View>>,
     slots: watch::Receiver<BTreeMap<String, Ipv4Addr>>,
     restart: Arc<Notify>,
     wake: mpsc::UnboundedSender<ObjectRef<TenantCluster>>,
-    answered: Mutex<BTreeSet<String>>,
+    signer: Signer,
 }
 
 impl Task {
@@ -367,7 +358,7 @@ impl Task {
         let mut slots = self.slots.clone();
         slots.mark_unchanged();
         let mut listing = BTreeMap::new();
-        lock(&self.answered).clear();
+        self.signer.forget();
         loop {
             tokio::select! {
                 event = nodes.next() => match event {
@@ -376,7 +367,10 @@ impl Task {
                     None => return Ok(()),
                 },
                 event = requests_seen.next() => match event {
-                    Some(Ok(watcher::Event::Apply(csr) | watcher::Event::InitApply(csr))) => self.answer(&csr).await?,
+                    Some(Ok(watcher::Event::Apply(csr) | watcher::Event::InitApply(csr))) => {
+                        let known = self.slots.borrow().clone();
+                        self.signer.answer(&csr, &known).await?;
+                    }
                     Some(Ok(_)) => {}
                     Some(Err(error)) => self.after(error).await?,
                     None => return Ok(()),
@@ -385,7 +379,8 @@ impl Task {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    self.answer_all().await?;
+                    let known = slots.borrow_and_update().clone();
+                    self.signer.answer_all(&known).await?;
                 }
             }
         }
@@ -427,88 +422,5 @@ impl Task {
         if changed {
             self.wake();
         }
-    }
-
-    async fn answer_all(&self) -> Result<(), LinkError> {
-        let api = Api::<CertificateSigningRequest>::all(self.client.clone());
-        let all = api.list(&ListParams::default()).await;
-        for csr in all.map_err(|source| LinkError::Api("list certificate requests", source))? {
-            self.answer(&csr).await?;
-        }
-        Ok(())
-    }
-
-    /// Answers a request once. Our own approval comes back as an event before the certificate does; signing on that one
-    /// too would be refused, since a certificate can't be replaced.
-    async fn answer(&self, csr: &CertificateSigningRequest) -> Result<(), LinkError> {
-        let uid = csr.uid().unwrap_or_default();
-        if lock(&self.answered).contains(&uid) {
-            return Ok(());
-        }
-        let verdict = judge(csr, &self.slots.borrow());
-        let name = csr.name_any();
-        match verdict {
-            Verdict::Leave => return Ok(()),
-            Verdict::Deny(reason) => {
-                tracing::warn!(cluster = %self.cluster, csr = name, reason, "denies a kubelet's certificate request");
-                self.conclude(csr, "Denied", &reason).await?;
-            }
-            Verdict::Sign(signed) => {
-                let (request, leaf) = *signed;
-                let issuer = self.authorities.issuer(Authority::Cluster);
-                let certificate = issuer.sign(&request, &leaf).await.map_err(LinkError::Sign)?;
-                self.conclude(csr, "Approved", "a slot of this cluster").await?;
-                let body = json!({"status": {"certificate": ByteString(certificate.chain_pem.into_bytes())}});
-                let api = Api::<CertificateSigningRequest>::all(self.client.clone());
-                let subject = leaf.common_name;
-                tracing::info!(cluster = %self.cluster, csr = name, subject, "signs a kubelet's certificate");
-                settled(
-                    api.patch_status(&name, &PatchParams::default(), &Patch::Merge(body))
-                        .await,
-                )?;
-            }
-        }
-        let mut answered = lock(&self.answered);
-        if answered.len() >= ANSWERED {
-            answered.clear();
-        }
-        answered.insert(uid);
-        Ok(())
-    }
-
-    async fn conclude(&self, csr: &CertificateSigningRequest, type_: &str, message: &str) -> Result<(), LinkError> {
-        let conditions = csr
-            .status
-            .as_ref()
-            .and_then(|status| status.conditions.clone())
-            .unwrap_or_default();
-        if conditions.iter().any(|condition| condition.type_ == type_) {
-            return Ok(());
-        }
-        let now = Some(Time(Timestamp::now()));
-        let condition = CertificateSigningRequestCondition {
-            type_: type_.to_owned(),
-            status: "True".to_owned(),
-            reason: Some("Kubernest".to_owned()),
-            message: Some(message.to_owned()),
-            last_update_time: now.clone(),
-            last_transition_time: now,
-        };
-        let body = json!({"status": {"conditions": [condition]}});
-        let api = Api::<CertificateSigningRequest>::all(self.client.clone());
-        settled(
-            api.patch_approval(&csr.name_any(), &PatchParams::default(), &Patch::Merge(body))
-                .await,
-        )
-    }
-}
-
-fn settled<T>(result: kube::Result<T>) -> Result<(), LinkError> {
-    match result {
-        // 404: it is gone; 422: another operator has answered it, and answers can't be changed.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 422) => Ok(()),
-        other => other
-            .map(drop)
-            .map_err(|source| LinkError::Api("take a certificate", source)),
     }
 }

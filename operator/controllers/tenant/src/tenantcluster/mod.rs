@@ -12,6 +12,7 @@ pub mod csr;
 pub mod dereference;
 pub mod inner;
 pub mod link;
+pub mod signer;
 pub mod status;
 pub mod teardown;
 pub mod validate;
