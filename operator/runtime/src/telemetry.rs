@@ -15,10 +15,14 @@ pub enum Format {
     Text,
 }
 
+/// What is logged when RUST_LOG says nothing else. kube's client logs every failed request as an error before its caller
+/// has judged it; a tenant's API server that does not answer yet is no error.
+const DEFAULT_FILTER: &str =
+    "info,kube_client=warn,kube_client::client::builder=off,kube_runtime=warn,tower=warn,hyper=warn";
+
 /// Installs the process-wide subscriber. A second call is harmless and changes nothing.
 pub fn init(format: Format) {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn,kube_runtime=warn,tower=warn,hyper=warn"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

@@ -68,7 +68,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("machine", &["crds", "domain", "runtime"]),
     ("tenant", &["bootstrap", "crds", "pki", "runtime"]),
     ("ingress", &["crds", "runtime"]),
-    ("operator", &["machine", "runtime", "tenant"]),
+    ("operator", &["crds", "machine", "runtime", "tenant"]),
     ("api", &["admission", "crds", "pki", "runtime"]),
     ("launcher", &["crds", "domain"]),
     ("guest", &["bootstrap"]),
@@ -143,12 +143,24 @@ fn architecture_pure_crates_have_no_client_and_no_io() {
 fn architecture_tenant_controllers_never_see_pods() {
     for path in rust_sources("operator/controllers/tenant/src") {
         let text = std::fs::read_to_string(&path).unwrap();
+        // What is said about them in comments does no harm.
+        let text: String = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .collect();
         for word in ["Api<Pod>", "::Pod,", "api::core::v1::Pod;", "virt-launcher", "libvirt"] {
             assert!(!text.contains(word), "{} mentions {word}", path.display());
         }
     }
     let rules = std::fs::read_to_string(root().join("operator/controllers/tenant/rbac.yaml")).unwrap();
-    assert!(!rules.contains("pods"), "the tenant half has no rights on pods");
+    let rules: Vec<_> = rules
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .collect();
+    assert!(
+        !rules.join("\n").contains("pods"),
+        "the tenant half has no rights on pods"
+    );
 }
 
 #[test]

@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn bootstrap_parse_refuses_unknown_fields() {
-        let text = br#"{"apiVersion":"bootstrap.kubernest.io/v1","hostname":"a","interfaces":[],"files":[],"stages":[],"cni":{"type":"Flannel"},"bogus":1}"#;
+        let text = br#"{"apiVersion":"bootstrap.kubernest.io/v1","hostname":"a","interfaces":[],"files":[],"stages":[],"cni":{"type":"flannel"},"bogus":1}"#;
         assert!(matches!(NodeConfig::parse(text), Err(ParseError::Parse(_))));
     }
 }

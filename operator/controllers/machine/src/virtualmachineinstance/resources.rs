@@ -28,9 +28,9 @@ const LAUNCHER: u64 = 10 * MIB;
 const VIRTIOFSD: u64 = 8 * MIB;
 /// Translation cache of qemu's emulator (TCG) as a share of the guest's memory: larger guests run larger programs, and a
 /// cache that is too small is flushed over and over. With 32 MiB a 2 GiB control plane took minutes instead of seconds.
-const TRANSLATION_CACHE_SHARE: u64 = 8;
+const TRANSLATION_CACHE_SHARE: u64 = 4;
 /// The cache of the smallest and of the largest guests.
-const TRANSLATION_CACHE: std::ops::RangeInclusive<u64> = 32 * MIB..=256 * MIB;
+const TRANSLATION_CACHE: std::ops::RangeInclusive<u64> = 32 * MIB..=512 * MIB;
 /// Under TCG the launcher caps the cache at the overhead less this (`kubernest-domain`, `plan.rs`): asking for less would
 /// not spare memory but flush the cache, and slow the guest down.
 const RESERVED_UNDER_TCG: u64 = 160 * MIB;
