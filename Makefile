@@ -75,6 +75,3 @@ test: ## Every check and test but e2e; what CI runs
 	@$(MAKE) --no-print-directory deps components check unit
 	@$(step) --report
 
-.PHONY: bench
-bench: images testbed ## Measure; prints a table and writes target/bench.json
-	@tests/tools/bench

@@ -77,7 +77,6 @@ const EDGES: &[(&str, &[&str])] = &[
     ("testbed", &[]),
     ("integration", &["admission", "api", "crds", "pki"]),
     ("e2e", &["crds", "testbed"]),
-    ("bench", &["crds", "testbed"]),
     ("architecture", &[]),
 ];
 
