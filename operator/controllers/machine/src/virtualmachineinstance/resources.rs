@@ -27,7 +27,7 @@ const LAUNCHER: u64 = 10 * MIB;
 /// virtiofsd, for each shared file system.
 const VIRTIOFSD: u64 = 8 * MIB;
 /// Translation cache of qemu's emulator (TCG) as a share of the guest's memory: larger guests run larger programs, and a
-/// cache that is too small is flushed over and over. With 32 MiB a 2 GiB control plane took minutes instead of seconds.
+/// cache that is too small is flushed over and over.
 const TRANSLATION_CACHE_SHARE: u64 = 4;
 /// The cache of the smallest and of the largest guests.
 const TRANSLATION_CACHE: std::ops::RangeInclusive<u64> = 32 * MIB..=512 * MIB;
