@@ -86,7 +86,6 @@ fn routes(outer: &Outer) -> Result<Vec<String>> {
 fn on_node(outer: &Outer, node: usize) -> Result<Vec<String>> {
     // Names of links in the node's namespace that are ours, and launchers' processes and mounts below it.
     let script = "ip -o link show | grep -oE '(kn-|k6t-|tap)[^:@ ]*' || true; \
-        ls /run/netns 2>/dev/null | sed 's/^/netns /' >/dev/null; \
         grep -hoE 'virt-launcher-[^/ ]*' /proc/mounts | sort -u | sed 's/^/mount of /' || true; \
         for p in /proc/[0-9]*; do case $(readlink $p/exe 2>/dev/null) in *qemu-system*|*virtiofsd*|*libvirtd*|*kubernest-launcher*) \
         readlink $p/exe ;; esac; done; true";

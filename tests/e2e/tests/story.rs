@@ -13,7 +13,10 @@ use kubernest_e2e::{Outer, Tenant};
 #[tokio::test(flavor = "multi_thread")]
 async fn e2e_two_tenants_live_apart_survive_and_leave_nothing() -> Result<()> {
     let outer = Outer::open().await?;
-    let before_a = inventory(&outer, "org-acme").await?;
+    let before = [
+        inventory(&outer, "org-acme").await?,
+        inventory(&outer, "org-bolt").await?,
+    ];
 
     let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/samples/tenantcluster.yaml");
     outer.kubectl(&["apply", "-f", sample])?;
@@ -36,9 +39,11 @@ async fn e2e_two_tenants_live_apart_survive_and_leave_nothing() -> Result<()> {
 
     a.delete().await?;
     b.delete().await?;
-    let after = inventory(&outer, "org-acme").await?;
-    let left: Vec<_> = after.difference(&before_a).collect();
-    ensure!(left.is_empty(), "left behind: {left:#?}");
+    for (namespace, before) in ["org-acme", "org-bolt"].into_iter().zip(&before) {
+        let after = inventory(&outer, namespace).await?;
+        let left: Vec<_> = after.difference(before).collect();
+        ensure!(left.is_empty(), "left behind in {namespace}: {left:#?}");
+    }
     outer.kubectl(&["delete", "namespace", "org-acme", "org-bolt"])?;
     Ok(())
 }
