@@ -173,10 +173,11 @@ impl Applier {
         self.patch(kind, desired, "", body, observed).await
     }
 
-    /// Server-side applies `status` to the status subresource of `observed`, under the same rule of silence.
+    /// Server-side applies `status` to the status subresource of exactly `observed` (its uid), under the same rule of
+    /// silence.
     ///
     /// # Errors
-    /// As [`Self::apply`].
+    /// As [`Self::apply`]; [`ApplyError::is_conflict`] when another object has its name by now.
     pub async fn apply_status<K>(&self, observed: &K, status: &(impl Serialize + Sync)) -> Result<K, ApplyError>
     where
         K: Object,
@@ -187,7 +188,7 @@ impl Applier {
             object: describe(&kind, observed),
             source,
         })?;
-        let mut metadata = json!({"name": observed.name_any()});
+        let mut metadata = json!({"name": observed.name_any(), "uid": observed.uid()});
         if let Some(namespace) = observed.namespace() {
             metadata["namespace"] = namespace.into();
         }

@@ -2,14 +2,15 @@
 //!
 //! What to watch is the caller's (`kube::runtime::Controller`); what to do is the reconciler's.
 
-use std::{fmt::Debug, future::Future, hash::Hash, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Debug, future::Future, hash::Hash, sync::Arc, time::Duration};
 
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use kube::{
     Resource, ResourceExt,
     runtime::{
         Controller,
-        controller::{Action, Config},
+        controller::{Action, Config, Error, applier},
+        reflector::{ObjectRef, Store},
     },
 };
 use serde::de::DeserializeOwned;
@@ -54,6 +55,10 @@ impl Settings {
             shutdown,
         }
     }
+
+    fn config(&self) -> Config {
+        Config::default().concurrency(self.concurrency).debounce(self.debounce)
+    }
 }
 
 /// Runs `controller` until shutdown.
@@ -70,80 +75,63 @@ pub async fn run<K, Ctx, Reconcile, Fut, E>(
     Fut: Future<Output = Result<Action, E>> + Send + 'static,
     E: StepError,
 {
-    let Settings {
-        concurrency,
-        debounce,
-        metrics,
-        shutdown,
-    } = settings;
-    let name = metrics.name();
-    let failures: Arc<backoff::Failures<Key>> = Arc::default();
-
-    let reconciler = {
-        let (metrics, failures) = (metrics.clone(), failures.clone());
-        move |object: Arc<K>, context: Arc<Ctx>| {
-            let span = tracing::info_span!(
-                "reconcile",
-                controller = name,
-                namespace = object.namespace().unwrap_or_default(),
-                name = object.name_any()
-            );
-            let key = (object.namespace(), object.name_any());
-            let (metrics, failures) = (metrics.clone(), failures.clone());
-            let future = reconcile(object, context);
-            async move {
-                let _running = metrics.start();
-                let result = future.await;
-                match &result {
-                    Ok(_) => failures.succeeded(&key),
-                    Err(error) => {
-                        metrics.error(error.step());
-                        tracing::warn!(step = error.step(), error = chain(error), "reconcile failed");
-                    }
-                }
-                metrics.set_retrying(failures.len());
-                result
-            }
-            .instrument(span)
-        }
-    };
-    let retry = {
-        let (metrics, failures) = (metrics.clone(), failures.clone());
-        move |object: Arc<K>, error: &E, _: Arc<Ctx>| {
-            let delay = failures.failed(&(object.namespace(), object.name_any()), backoff::retry_after(error));
-            metrics.set_retrying(failures.len());
-            Action::requeue(delay)
-        }
-    };
-
-    tracing::info!(controller = name, "starts");
+    let attempts = Attempts::new(&settings.metrics);
+    let (tried, failed, ended) = (attempts.clone(), attempts.clone(), attempts);
     let store = controller.store();
     let running = controller
-        .with_config(Config::default().concurrency(concurrency).debounce(debounce))
-        .graceful_shutdown_on(shutdown.clone().cancelled_owned())
-        .run(reconciler, retry, context)
-        .for_each(|outcome| {
-            use kube::runtime::controller::Error;
-            match outcome {
-                Ok(_) | Err(Error::ReconcilerFailed(..)) => {}
-                // Deleted between the event and its turn; its failures are of no more interest.
-                Err(Error::ObjectNotFound(object)) => {
-                    failures.succeeded(&(object.namespace.clone(), object.name.clone()));
-                    metrics.set_retrying(failures.len());
-                }
-                Err(error) => {
-                    metrics.error("watch");
-                    tracing::warn!(
-                        controller = name,
-                        error = chain(&error),
-                        "watch failed, it is tried again"
-                    );
-                }
-            }
-            std::future::ready(())
-        });
+        .with_config(settings.config())
+        .graceful_shutdown_on(settings.shutdown.clone().cancelled_owned())
+        .run(
+            move |object: Arc<K>, context| tried.follow(key(&*object), reconcile(object, context)),
+            move |object: Arc<K>, error: &E, _| failed.retry(key(&*object), error),
+            context,
+        )
+        .for_each(|outcome| std::future::ready(ended.outcome(outcome)));
+    until_shutdown(settings, store, running).await;
+}
+
+/// [`run`] for objects that the caller watches itself: several controllers then share their caches, and `queue` can name
+/// an object after the cache has what it is named for. Events of one object are gathered while it waits for its turn.
+pub async fn run_queue<K, Ctx, Reconcile, Fut, E>(
+    store: Store<K>,
+    queue: impl Stream<Item = ObjectRef<K>> + Send,
+    settings: Settings,
+    reconcile: Reconcile,
+    context: Arc<Ctx>,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+    Ctx: Send + Sync + 'static,
+    Reconcile: Fn(Arc<K>, Arc<Ctx>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Action, E>> + Send + 'static,
+    E: StepError,
+{
+    let attempts = Attempts::new(&settings.metrics);
+    let (tried, failed, ended) = (attempts.clone(), attempts.clone(), attempts);
+    let queue = queue
+        .map(Ok::<_, Infallible>)
+        .take_until(settings.shutdown.clone().cancelled_owned());
+    let running = applier(
+        move |object: Arc<K>, context| tried.follow(key(&*object), reconcile(object, context)).boxed(),
+        move |object: Arc<K>, error: &E, _| failed.retry(key(&*object), error),
+        context,
+        store.clone(),
+        queue,
+        settings.config(),
+    )
+    .for_each(|outcome| std::future::ready(ended.outcome(outcome)));
+    until_shutdown(settings, store, running).await;
+}
+
+/// Waits for `running` to end by itself after shutdown, for [`GRACE`].
+async fn until_shutdown<K>(settings: Settings, store: Store<K>, running: impl Future<Output = ()>)
+where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Eq + Hash + Clone,
+{
+    let name = settings.metrics.name();
+    tracing::info!(controller = name, "starts");
     let overdue = async {
-        shutdown.cancelled().await;
+        settings.shutdown.cancelled().await;
         // kube-runtime's runner never ends before its first list is complete; nothing runs then either.
         if store.wait_until_ready().now_or_never().is_some() {
             tokio::time::sleep(GRACE).await;
@@ -155,6 +143,83 @@ pub async fn run<K, Ctx, Reconcile, Fut, E>(
         () = overdue => {}
     }
     tracing::info!(controller = name, "stopped");
+}
+
+fn key(object: &impl ResourceExt) -> Key {
+    (object.namespace(), object.name_any())
+}
+
+/// Counts, logs and spaces out the attempts of one controller.
+#[derive(Clone)]
+struct Attempts {
+    metrics: ControllerMetrics,
+    failures: Arc<backoff::Failures<Key>>,
+}
+
+impl Attempts {
+    fn new(metrics: &ControllerMetrics) -> Self {
+        Self {
+            metrics: metrics.clone(),
+            failures: Arc::default(),
+        }
+    }
+
+    /// One reconcile, in a span that names the object.
+    fn follow<E: StepError, Fut: Future<Output = Result<Action, E>> + Send>(
+        &self,
+        key: Key,
+        reconcile: Fut,
+    ) -> impl Future<Output = Result<Action, E>> + Send + use<E, Fut> {
+        let span = tracing::info_span!(
+            "reconcile",
+            controller = self.metrics.name(),
+            namespace = key.0.as_deref().unwrap_or_default(),
+            name = key.1
+        );
+        let this = self.clone();
+        async move {
+            let _running = this.metrics.start();
+            let result = reconcile.await;
+            match &result {
+                Ok(_) => this.failures.succeeded(&key),
+                Err(error) => {
+                    this.metrics.error(error.step());
+                    tracing::warn!(step = error.step(), error = chain(error), "reconcile failed");
+                }
+            }
+            this.metrics.set_retrying(this.failures.len());
+            result
+        }
+        .instrument(span)
+    }
+
+    fn retry(&self, key: Key, error: &impl StepError) -> Action {
+        let delay = self.failures.failed(&key, backoff::retry_after(error));
+        self.metrics.set_retrying(self.failures.len());
+        Action::requeue(delay)
+    }
+
+    fn outcome<K, E, Q>(&self, outcome: Result<(ObjectRef<K>, Action), Error<E, Q>>)
+    where
+        K: Resource,
+        E: StepError,
+        Q: std::error::Error + 'static,
+    {
+        match outcome {
+            Ok(_) | Err(Error::ReconcilerFailed(..)) => {}
+            // Deleted between the event and its turn; its failures are of no more interest.
+            Err(Error::ObjectNotFound(object)) => {
+                self.failures
+                    .succeeded(&(object.namespace.clone(), object.name.clone()));
+                self.metrics.set_retrying(self.failures.len());
+            }
+            Err(error) => {
+                self.metrics.error("watch");
+                let (controller, error) = (self.metrics.name(), chain(&error));
+                tracing::warn!(controller, error, "watch failed, it is tried again");
+            }
+        }
+    }
 }
 
 #[cfg(test)]

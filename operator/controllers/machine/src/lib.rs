@@ -8,17 +8,18 @@
 mod conditions;
 mod freshness;
 mod names;
-mod runner;
 mod stores;
 mod virtualmachine;
 mod virtualmachineinstance;
 mod write;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use kube::Client;
-use kubernest_runtime::{Applier, CancellationToken, Metrics, events::Recorder};
+use kubernest_runtime::controller::run_queue;
+use kubernest_runtime::{Applier, CancellationToken, Metrics, Settings, events::Recorder};
 use tokio::task::JoinSet;
 
 use crate::freshness::Freshness;
@@ -26,6 +27,11 @@ use crate::stores::Stores;
 
 pub use names::{ANNOTATION_TEMPLATE_HASH, ANNOTATION_VM_GENERATION, MANAGER, launcher_pod};
 pub use virtualmachineinstance::resources::overhead_bytes;
+
+/// Reconciles at the same time, over all objects of a kind.
+const CONCURRENCY: u16 = 16;
+/// An object that nothing triggered for this long is looked at again: reads only, a net below the watches.
+const RESYNC: Duration = Duration::from_secs(3600);
 
 /// Flags of the machine controllers.
 #[derive(Clone, Debug, Args)]
@@ -79,19 +85,21 @@ pub async fn run(client: Client, options: Options, metrics: Metrics, shutdown: C
         ready = stores.wait_until_ready() => if ready.is_err() { return },
         () = shutdown.cancelled() => return,
     }
-    controllers.spawn(runner::run(
+    let settings = |name| Settings {
+        concurrency: CONCURRENCY,
+        ..Settings::new(metrics.controller(name), shutdown.clone())
+    };
+    controllers.spawn(run_queue(
         stores.machines.clone(),
         queues.machines,
-        metrics.controller("virtualmachine"),
-        shutdown.clone(),
+        settings("virtualmachine"),
         virtualmachine::reconcile,
         context.clone(),
     ));
-    controllers.spawn(runner::run(
+    controllers.spawn(run_queue(
         stores.instances,
         queues.instances,
-        metrics.controller("virtualmachineinstance"),
-        shutdown,
+        settings("virtualmachineinstance"),
         virtualmachineinstance::reconcile,
         context,
     ));

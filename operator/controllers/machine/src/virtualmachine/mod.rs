@@ -23,8 +23,7 @@ use kubernest_runtime::{ApplyError, StepError};
 use self::plan::Step;
 use self::status::{Seen, Trouble};
 use self::validate::Strategy;
-use crate::Context;
-use crate::runner::RESYNC;
+use crate::{Context, RESYNC};
 
 /// Reasons of a VirtualMachine's conditions; KubeVirt's words where it has one.
 pub mod reasons {

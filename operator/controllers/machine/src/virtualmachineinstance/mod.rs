@@ -30,9 +30,8 @@ use kubernest_runtime::{ApplyError, StepError};
 pub use ending::is_disruption;
 pub use status::POD_SCHEDULED;
 
-use crate::Context;
-use crate::runner::RESYNC;
 use crate::stores::NodeState;
+use crate::{Context, RESYNC};
 use validate::Obstacle;
 
 /// Reasons of conditions and of `status.reason`; KubeVirt's words where it has one.
