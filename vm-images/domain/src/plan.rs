@@ -7,6 +7,7 @@ mod disks;
 mod networks;
 
 use kubernest_crds::kubevirt::v1::{Clock as ClockSpec, Cpu as CpuSpec, DomainSpec, Firmware, KernelBoot};
+use kubernest_crds::labels;
 use kubernest_crds::quantity::Quantity;
 
 use crate::machine::{Clock, Cpu, Kernel, Machine, Topology};
@@ -115,7 +116,7 @@ pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
             .and_then(|f| f.acpi.as_ref())
             .and_then(|acpi| acpi.enabled)
             .unwrap_or(true),
-        kernel: firmware.kernel_boot.as_ref().map(kernel).transpose()?.flatten(),
+        kernel: kernel(launch, firmware.kernel_boot.as_ref())?,
         clock: clock(domain.clock.as_ref())?,
         disks: disks::disks(launch, &hostname)?,
         nics: networks::nics(launch)?,
@@ -223,9 +224,23 @@ fn cpu(accelerator: Accelerator, cpu: Option<&CpuSpec>) -> Result<Cpu, PlanError
     })
 }
 
-fn kernel(boot: &KernelBoot) -> Result<Option<Kernel>, PlanError> {
+/// Kernel arguments that the instance wants under emulation only.
+fn emulation_args(launch: &Launch) -> Result<String, PlanError> {
+    let annotations = launch.vmi.metadata.annotations.as_ref();
+    let args = annotations.and_then(|all| all.get(labels::EMULATION_KERNEL_ARGS));
+    let field = format!("metadata.annotations[{}]", labels::EMULATION_KERNEL_ARGS);
+    let args = plain(&field, args.map_or("", String::as_str))?;
+    Ok(if launch.accelerator == Accelerator::Tcg {
+        args
+    } else {
+        String::new()
+    })
+}
+
+fn kernel(launch: &Launch, boot: Option<&KernelBoot>) -> Result<Option<Kernel>, PlanError> {
+    let Some(boot) = boot else { return Ok(None) };
     let field = "spec.domain.firmware.kernelBoot";
-    let args = plain(
+    let mut args = plain(
         &format!("{field}.kernelArgs"),
         boot.kernel_args.as_deref().unwrap_or_default(),
     )?;
@@ -244,6 +259,10 @@ fn kernel(boot: &KernelBoot) -> Result<Option<Kernel>, PlanError> {
         // KubeVirt allows an initrd alone; no firmware of ours could load it.
         return Err(invalid(format!("{field}.container.kernelPath"), "must be set"));
     };
+    let emulation = emulation_args(launch)?;
+    if !emulation.is_empty() {
+        args = format!("{args} {emulation}").trim_start().to_owned();
+    }
     Ok(Some(Kernel {
         kernel: below("kernelPath", kernel)?,
         initrd: container

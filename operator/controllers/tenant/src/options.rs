@@ -9,7 +9,7 @@ use serde::Deserialize;
 /// Flags of the tenant half, each with an environment variable.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Node images as JSON: {"v1.35.4": {"image": "…", "kernelArgs": "…"}}
+    /// Node images as JSON: {"v1.35.4": {"image": "…", "kernelArgs": "…", "emulationKernelArgs": "…"}}
     #[arg(long, env = "KUBERNEST_NODE_IMAGES", value_name = "JSON", default_value = "{}")]
     pub node_images: NodeImages,
     /// Pool that each tenant's node addresses (a /24) are taken from
@@ -42,6 +42,9 @@ pub struct NodeImage {
     /// Kernel command line.
     #[serde(default)]
     pub kernel_args: String,
+    /// Added to it where no hardware virtualisation is used.
+    #[serde(default)]
+    pub emulation_kernel_args: String,
 }
 
 /// Node images by Kubernetes version.

@@ -34,7 +34,7 @@ fn merge(base: &mut Value, patch: Value) {
 /// A tenant node as the tenant half writes it.
 fn node() -> Value {
     json!({
-        "vmi": { "spec": {
+        "vmi": { "metadata": { "annotations": { "kubernest.io/emulation-kernel-args": "mitigations=off" } }, "spec": {
             "hostname": "customera-cp-0",
             "terminationGracePeriodSeconds": 60,
             "domain": {

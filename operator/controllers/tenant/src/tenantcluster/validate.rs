@@ -282,7 +282,7 @@ pub(crate) mod tests {
     /// Flags as the demo has them.
     pub(crate) fn options() -> Options {
         Options {
-            node_images: r#"{"v1.35.4":{"image":"localhost/kubernest-node@sha256:1","kernelArgs":"root=LABEL=kubernest-root quiet"},"v1.34.4":{"image":"localhost/kubernest-node@sha256:2"}}"#
+            node_images: r#"{"v1.35.4":{"image":"localhost/kubernest-node@sha256:1","kernelArgs":"root=LABEL=kubernest-root quiet","emulationKernelArgs":"mitigations=off"},"v1.34.4":{"image":"localhost/kubernest-node@sha256:2"}}"#
                 .parse()
                 .unwrap(),
             node_cidr_pool: "100.64.0.0/10".parse().unwrap(),

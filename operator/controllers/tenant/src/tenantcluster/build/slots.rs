@@ -15,6 +15,7 @@ use super::{
     metadata,
     network::{API_PORT, Network},
 };
+use crate::options::NodeImage;
 use crate::tenantcluster::validate::{FIRST_CONTROL_PLANE_INDEX, FIRST_POOL_INDEX, LAST_INDEX, Shape, Validated};
 
 /// Port of the kubelet. A masquerade interface without ports forwards all; so workers name the one that must answer.
@@ -168,6 +169,7 @@ pub fn machine(valid: &Validated, slot: &Slot, console_request: Option<&str>) ->
             template: kv::VirtualMachineInstanceTemplate {
                 metadata: Some(kv::TemplateMetadata {
                     labels: slot_labels(&valid.name, slot),
+                    annotations: emulation_annotation(&valid.image),
                     ..kv::TemplateMetadata::default()
                 }),
                 spec: instance(valid, slot),
@@ -175,6 +177,13 @@ pub fn machine(valid: &Validated, slot: &Slot, console_request: Option<&str>) ->
         },
         status: None,
     }
+}
+
+fn emulation_annotation(image: &NodeImage) -> BTreeMap<String, String> {
+    let args = Some(image.emulation_kernel_args.clone()).filter(|args| !args.is_empty());
+    args.map(|args| (labels::EMULATION_KERNEL_ARGS.to_owned(), args))
+        .into_iter()
+        .collect()
 }
 
 fn instance(valid: &Validated, slot: &Slot) -> kv::VirtualMachineInstanceSpec {
