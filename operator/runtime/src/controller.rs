@@ -86,7 +86,10 @@ pub async fn run<K, Ctx, Reconcile, Fut, E>(
             move |object: Arc<K>, error: &E, _| failed.retry(key(&*object), error),
             context,
         )
-        .for_each(|outcome| std::future::ready(ended.outcome(outcome)));
+        .for_each(|outcome| {
+            ended.outcome(outcome);
+            std::future::ready(())
+        });
     until_shutdown(settings, store, running).await;
 }
 
@@ -118,7 +121,10 @@ pub async fn run_queue<K, Ctx, Reconcile, Fut, E>(
         queue,
         settings.config(),
     )
-    .for_each(|outcome| std::future::ready(ended.outcome(outcome)));
+    .for_each(|outcome| {
+        ended.outcome(outcome);
+        std::future::ready(())
+    });
     until_shutdown(settings, store, running).await;
 }
 
