@@ -230,14 +230,21 @@ fn emulation_args(launch: &Launch) -> Result<String, PlanError> {
     let args = annotations.and_then(|all| all.get(labels::EMULATION_KERNEL_ARGS));
     let field = format!("metadata.annotations[{}]", labels::EMULATION_KERNEL_ARGS);
     let args = plain(&field, args.map_or("", String::as_str))?;
-    Ok(if launch.accelerator == Accelerator::Tcg {
-        args
-    } else {
-        String::new()
-    })
+    let kernel_boot = launch
+        .vmi
+        .spec
+        .domain
+        .firmware
+        .as_ref()
+        .and_then(|firmware| firmware.kernel_boot.as_ref());
+    if !args.is_empty() && kernel_boot.is_none_or(|boot| boot.container.is_none()) {
+        return Err(invalid(field, "need a kernel"));
+    }
+    Ok(args)
 }
 
 fn kernel(launch: &Launch, boot: Option<&KernelBoot>) -> Result<Option<Kernel>, PlanError> {
+    let emulation = emulation_args(launch)?;
     let Some(boot) = boot else { return Ok(None) };
     let field = "spec.domain.firmware.kernelBoot";
     let mut args = plain(
@@ -259,8 +266,7 @@ fn kernel(launch: &Launch, boot: Option<&KernelBoot>) -> Result<Option<Kernel>, 
         // KubeVirt allows an initrd alone; no firmware of ours could load it.
         return Err(invalid(format!("{field}.container.kernelPath"), "must be set"));
     };
-    let emulation = emulation_args(launch)?;
-    if !emulation.is_empty() {
+    if launch.accelerator == Accelerator::Tcg && !emulation.is_empty() {
         args = format!("{args} {emulation}").trim_start().to_owned();
     }
     Ok(Some(Kernel {

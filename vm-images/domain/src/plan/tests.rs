@@ -152,6 +152,8 @@ fn plan_claims_leave_room_for_the_file_system() {
     "spec.domain.firmware.kernelBoot.container.kernelPath: must name a file inside the image")]
 #[case(json!({ "spec": { "domain": { "firmware": { "kernelBoot": { "kernelArgs": "a\nb" } } } } }),
     "spec.domain.firmware.kernelBoot.kernelArgs: must not hold control characters")]
+#[case(json!({ "metadata": { "annotations": { "kubernest.io/emulation-kernel-args": "quiet" } } }),
+    "metadata.annotations[kubernest.io/emulation-kernel-args]: need a kernel")]
 #[case(json!({ "spec": { "domain": { "devices": { "disks": [{ "name": "a" }] } } } }),
     "spec.domain.devices.disks[0].name 'a' not found")]
 #[case(json!({ "spec": { "volumes": [{ "name": "a", "emptyDisk": { "capacity": "1Gi" } }] } }), "spec.volumes[0].name 'a' not found")]
