@@ -67,11 +67,17 @@ unit: components ## Unit, architecture and integration tests (the real API serve
 
 .PHONY: e2e
 e2e: images testbed ## End-to-end tests on a real outer cluster
-	@$(step) e2e tests/tools/e2e
+	@# Uncaptured: whoever waits minutes sees what is waited for.
+	@$(step) e2e tests/tools/with-testbed e2e cargo nextest run --locked --profile e2e -p kubernest-e2e --no-capture
+
+.PHONY: bench
+bench: images testbed ## Measure time, memory and writes next to the same work without Kubernest
+	@$(step) bench-build cargo build --release --locked -p kubernest-bench
+	@$(step) bench tests/tools/bench
 
 .PHONY: test
-test: ## Every check and test but e2e; what CI runs
+test: ## Every check and test; what CI runs
 	@rm -f $(KUBERNEST_CACHE)/steps
-	@$(MAKE) --no-print-directory deps components check unit
+	@$(MAKE) --no-print-directory deps components check unit e2e
 	@$(step) --report
 

@@ -78,6 +78,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("testbed", &[]),
     ("integration", &["admission", "api", "crds", "pki"]),
     ("e2e", &["crds", "testbed"]),
+    ("bench", &["crds", "e2e"]),
     ("architecture", &[]),
 ];
 

@@ -1,7 +1,7 @@
 //! What the end-to-end stories share: the installed outer cluster, tenants reached as users reach them, waiting on
 //! conditions, and a list of all that a tenant may leave behind.
 //!
-//! The cluster is raised and Kubernest installed by `tests/tools/e2e`; this crate only uses it.
+//! The cluster is raised and Kubernest installed by `tests/tools/with-testbed`; this crate only uses it.
 
 pub mod leftovers;
 pub mod outer;

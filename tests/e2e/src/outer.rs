@@ -18,7 +18,7 @@ pub struct Outer {
 }
 
 impl Outer {
-    /// Opens the bed that `tests/tools/e2e` raised.
+    /// Opens the bed that `tests/tools/with-testbed` raised.
     pub async fn open() -> Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let name = std::env::var("KUBERNEST_E2E_BED").context("run this test with `make e2e`")?;

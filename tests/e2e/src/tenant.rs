@@ -23,8 +23,8 @@ pub struct Tenant<'a> {
 }
 
 impl<'a> Tenant<'a> {
-    /// Applies a TenantCluster of `version`, everything else by default, and lets its host name resolve.
-    pub async fn apply(outer: &'a Outer, namespace: &str, name: &str, version: &str) -> Result<Self> {
+    /// Applies a TenantCluster and lets its host name resolve.
+    pub async fn apply(outer: &'a Outer, namespace: &str, name: &str, spec: serde_json::Value) -> Result<Self> {
         let spaces = Api::<k8s_openapi::api::core::v1::Namespace>::all(outer.client.clone());
         let space = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
         spaces
@@ -32,7 +32,7 @@ impl<'a> Tenant<'a> {
             .await?;
         let object = json!({
             "apiVersion": "kubernest.io/v1alpha1", "kind": "TenantCluster",
-            "metadata": {"name": name, "namespace": namespace}, "spec": {"version": version},
+            "metadata": {"name": name, "namespace": namespace}, "spec": spec,
         });
         Self::api(outer, namespace)
             .create(&PostParams::default(), &serde_json::from_value(object)?)
@@ -83,10 +83,13 @@ impl<'a> Tenant<'a> {
         Ok(cluster)
     }
 
-    /// Reads the admin kubeconfig from its Secret.
+    /// Waits for the admin kubeconfig in its Secret and keeps it.
     pub async fn fetch_kubeconfig(&self) -> Result<()> {
         let secrets = Api::<Secret>::namespaced(self.outer.client.clone(), &self.namespace);
-        let secret = secrets.get(&format!("{}-kubeconfig", self.name)).await?;
+        let name = format!("{}-kubeconfig", self.name);
+        let secret = wait::until(&secrets, &name, "Secret", |secret: Option<&Secret>| secret.is_some())
+            .await?
+            .context("the kubeconfig Secret is gone")?;
         let value = secret
             .data
             .unwrap_or_default()
@@ -96,11 +99,15 @@ impl<'a> Tenant<'a> {
         Ok(())
     }
 
+    /// How to reach it through the ingress, by the kubeconfig that was kept.
+    pub async fn config(&self) -> Result<kube::Config> {
+        let kubeconfig = kube::config::Kubeconfig::read_from(&self.kubeconfig)?;
+        Ok(kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?)
+    }
+
     /// A client through the ingress.
     pub async fn client(&self) -> Result<Client> {
-        let kubeconfig = kube::config::Kubeconfig::read_from(&self.kubeconfig)?;
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
-        Ok(Client::try_from(config)?)
+        Ok(Client::try_from(self.config().await?)?)
     }
 
     /// The real kubectl with the tenant's kubeconfig, through the ingress.

@@ -9,6 +9,7 @@ use kubernest_crds::kubevirt::v1::VirtualMachine;
 use kubernest_crds::{Slot, SlotRole, TenantCluster, conditions};
 use kubernest_e2e::leftovers::inventory;
 use kubernest_e2e::{Outer, Tenant};
+use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn e2e_two_tenants_live_apart_survive_and_leave_nothing() -> Result<()> {
@@ -21,7 +22,7 @@ async fn e2e_two_tenants_live_apart_survive_and_leave_nothing() -> Result<()> {
     let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/samples/tenantcluster.yaml");
     outer.kubectl(&["apply", "-f", sample])?;
     let a = Tenant::open(&outer, "org-acme", "customera").await?;
-    let b = Tenant::apply(&outer, "org-bolt", "customerb", "v1.34.4").await?;
+    let b = Tenant::apply(&outer, "org-bolt", "customerb", json!({"version": "v1.34.4"})).await?;
     come_up_while_kubernest_is_killed(&outer, &a, &b).await?;
     let (cluster_a, cluster_b) = (a.ready().await?, b.ready().await?);
 

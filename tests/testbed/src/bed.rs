@@ -209,6 +209,11 @@ impl Testbed {
         self.components.kubernetes("kubectl")
     }
 
+    /// What service accounts wrote to the API server: one audit event, without bodies, a line.
+    pub fn audit_log(&self) -> PathBuf {
+        self.dir.audit_log()
+    }
+
     /// A client with all rights.
     pub async fn client(&self) -> Result<Client, Error> {
         Ok(client::connect(&self.kubeconfig()).await?)
@@ -298,6 +303,7 @@ impl Testbed {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(self.dir.kubeconfig(), fs::Permissions::from_mode(0o600))
             .map_err(state::io_error("close", &self.dir.kubeconfig()))?;
+        state::write_if_changed(&self.dir.audit_policy(), config::audit_policy().as_bytes())?;
         self.keep_program()?;
         images::own(&self.components).await?;
         Ok(())

@@ -70,6 +70,8 @@ pub fn control(plan: &Plan, dir: &Dir, components: &Components) -> Spec {
         "--requestheader-username-headers=X-Remote-User".into(),
         "--requestheader-group-headers=X-Remote-Group".into(),
         "--requestheader-extra-headers-prefix=X-Remote-Extra-".into(),
+        format!("--audit-policy-file={}", dir.audit_policy().display()),
+        format!("--audit-log-path={}", dir.audit_log().display()),
         // Tests of lost nodes shall not wait upstream's five minutes.
         "--default-not-ready-toleration-seconds=30".into(),
         "--default-unreachable-toleration-seconds=30".into(),
@@ -125,6 +127,19 @@ pub fn control(plan: &Plan, dir: &Dir, components: &Components) -> Spec {
         ],
         recycler: Some(dir.pki().join("admin.kubeconfig")),
     }
+}
+
+/// What the API server's audit log keeps: which service account wrote what, without what it wrote.
+pub fn audit_policy() -> String {
+    pretty(&json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [
+            {"level": "None", "verbs": ["get", "list", "watch"]},
+            {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+        ],
+    }))
 }
 
 /// The processes of node `i`.

@@ -96,6 +96,16 @@ impl Dir {
         self.0.join("logs")
     }
 
+    /// What the API server is to note of its requests.
+    pub fn audit_policy(&self) -> PathBuf {
+        self.0.join("audit-policy.json")
+    }
+
+    /// Where it notes them.
+    pub fn audit_log(&self) -> PathBuf {
+        self.logs().join("audit.jsonl")
+    }
+
     /// What belongs to one group.
     pub fn group(&self, group: Group) -> PathBuf {
         self.0.join(group.dir())
