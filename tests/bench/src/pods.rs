@@ -1,6 +1,7 @@
 //! Processes of a pod, seen from the machine: when its qemu started, and what memory it costs beyond the guest's own.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process};
@@ -51,6 +52,8 @@ fn pss(map: &MemoryMap) -> u64 {
 /// The guest's memory is a memfd, mapped by qemu and virtiofsd; translated code is the only memory that is both written
 /// and executed.
 fn is_guests(map: &MemoryMap) -> bool {
-    let memory = matches!(&map.pathname, MMapPath::Path(path) if path.starts_with("/memfd:memory-backend-memfd"));
+    // The name goes on with " (deleted)", in the same component of the path.
+    let memfd = |path: &Path| path.to_string_lossy().starts_with("/memfd:memory-backend-memfd");
+    let memory = matches!(&map.pathname, MMapPath::Path(path) if memfd(path));
     memory || map.perms.contains(MMPermissions::WRITE | MMPermissions::EXECUTE)
 }

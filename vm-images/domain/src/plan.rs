@@ -18,7 +18,7 @@ pub const TCG_CPU: &str = "Nehalem";
 /// Seconds from power button to destruction when the VMI says nothing (KubeVirt's default).
 pub const DEFAULT_GRACE_SECONDS: u64 = 30;
 /// Bounds of TCG's translation cache in MiB.
-const TRANSLATION_CACHE_MIB: std::ops::RangeInclusive<u64> = 32..=512;
+const TRANSLATION_CACHE_MIB: std::ops::RangeInclusive<u64> = 32..=256;
 /// What libvirtd, launcher and qemu without its translation cache need beyond the guest's memory, in MiB.
 const FIXED_OVERHEAD_MIB: u64 = 160;
 const MIB: u64 = 1 << 20;

@@ -84,6 +84,14 @@ fn disk_of(
         .map(|serial| serial_of(&format!("{field}.serial"), serial))
         .transpose()?;
     let (source, backend, source_read_only) = source_of(launch, hostname, volume_field, volume)?;
+    let cache = one_of(
+        &format!("{field}.cache"),
+        disk.cache.as_deref(),
+        &["none", "writethrough", "writeback"],
+    )?;
+    // What goes with the pod outlives no crash of the node: flushing it would only cost time.
+    let goes_with_the_pod = matches!(source, Source::Overlay { .. } | Source::Empty { .. });
+    let cache = cache.or_else(|| goes_with_the_pod.then(|| "unsafe".to_owned()));
     Ok(Disk {
         source,
         backend,
@@ -91,11 +99,7 @@ fn disk_of(
         bus,
         serial,
         boot_order: disk.boot_order,
-        cache: one_of(
-            &format!("{field}.cache"),
-            disk.cache.as_deref(),
-            &["none", "writethrough", "writeback"],
-        )?,
+        cache,
         io: one_of(&format!("{field}.io"), disk.io.as_deref(), &["native", "threads"])?,
         read_only: read_only || source_read_only,
         name,

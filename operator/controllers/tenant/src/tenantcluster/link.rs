@@ -270,6 +270,22 @@ async fn client(target: &Target) -> Result<Client, LinkError> {
         .build())
 }
 
+/// Why an API server is not ready, on one line: the checks of /readyz that fail, else the innermost cause.
+fn not_ready(error: &LinkError) -> String {
+    let LinkError::Api(_, source) = error else {
+        return chain(error);
+    };
+    if let kube::Error::Api(status) = source {
+        let failing = status.message.lines().filter_map(|line| line.strip_prefix("[-]"));
+        let failing: Vec<_> = failing.filter_map(|check| check.split(' ').next()).collect();
+        if !failing.is_empty() {
+            return format!("/readyz waits for {}", failing.join(", "));
+        }
+    }
+    let causes = std::iter::successors(Some(source as &dyn std::error::Error), |error| error.source());
+    causes.last().map(ToString::to_string).unwrap_or_default()
+}
+
 fn clip(mut text: String) -> String {
     let end = (0..=text.len().min(TEXT_BYTES))
         .rev()
@@ -325,7 +341,7 @@ impl Task {
                     self.wake();
                     return;
                 }
-                Ok(Err(error)) => lock(&self.view).waiting = clip(chain(&error)),
+                Ok(Err(error)) => lock(&self.view).waiting = clip(not_ready(&error)),
                 Err(_) => lock(&self.view).waiting = format!("no answer within {} s", ANSWER.as_secs()),
             }
             tokio::time::sleep(POLL).await;
@@ -422,5 +438,27 @@ impl Task {
         if changed {
             self.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn link_names_only_the_failing_checks_of_readyz() {
+        let said = "[+]ping ok\n[-]informer-sync failed: reason withheld\n[+]log ok\n[-]shutdown failed: reason withheld\nreadyz check failed";
+        let status = Status::failure(said, "InternalError").with_code(500);
+        let error = LinkError::Api("answer /readyz", kube::Error::Api(status.boxed()));
+        assert_eq!(not_ready(&error), "/readyz waits for informer-sync, shutdown");
+    }
+
+    #[test]
+    fn link_says_the_innermost_cause_of_no_answer() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let error = LinkError::Api("answer /readyz", kube::Error::Service(Box::new(refused)));
+        assert_eq!(not_ready(&error), "connection refused");
     }
 }

@@ -178,7 +178,7 @@ fn build_pod_requests_guest_and_overhead() {
     );
     assert_eq!(
         resources::overhead_bytes(2 << 30, 1, Accelerator::Tcg),
-        (160 + 512) * mib
+        (160 + 256) * mib
     );
     let list = built(&instance(), Accelerator::Kvm)["spec"]["containers"][0]["resources"].clone();
     let memory = (2048 + 107) * mib;
