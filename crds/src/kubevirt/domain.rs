@@ -63,6 +63,9 @@ pub struct Cpu {
     /// `host-model`, `host-passthrough` or a model that libvirt knows. Default `host-model`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// Features that the model gets or loses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<Vec<CpuFeature>>,
 }
 
 impl Cpu {
@@ -70,6 +73,17 @@ impl Cpu {
     pub fn count(&self) -> u32 {
         self.cores.unwrap_or(1).max(1) * self.sockets.unwrap_or(1).max(1) * self.threads.unwrap_or(1).max(1)
     }
+}
+
+/// A feature of the processor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CpuFeature {
+    /// Name that libvirt knows.
+    pub name: String,
+    /// `require` (default), `force`, `optional`, `disable` or `forbid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
 }
 
 /// Memory.
@@ -100,9 +114,42 @@ pub struct Firmware {
     /// Serial number in the SMBIOS tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    /// What boots the disks. BIOS when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bootloader: Option<Bootloader>,
     /// A kernel started directly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_boot: Option<KernelBoot>,
+}
+
+/// What boots the disks; at most one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Bootloader {
+    /// SeaBIOS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bios: Option<Bios>,
+    /// OVMF.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub efi: Option<Efi>,
+}
+
+/// SeaBIOS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Bios {
+    /// Its output on the serial console as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub use_serial: Option<bool>,
+}
+
+/// OVMF; its variables are made anew at each start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Efi {
+    /// Secure boot; only `false` is supported, and the default is `true`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secure_boot: Option<bool>,
 }
 
 /// A kernel started directly.
@@ -147,6 +194,9 @@ pub struct Clock {
     /// A time zone by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,
+    /// Timers of the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timer: Option<Timer>,
 }
 
 /// UTC.
@@ -156,6 +206,72 @@ pub struct ClockUtc {
     /// Seconds added.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset_seconds: Option<i64>,
+}
+
+/// Timers of the machine; those that are not named are what the accelerator works best with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Timer {
+    /// High precision event timer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hpet: Option<HpetTimer>,
+    /// KVM's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kvm: Option<KvmTimer>,
+    /// Programmable interval timer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pit: Option<PitTimer>,
+    /// Real time clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtc: Option<RtcTimer>,
+}
+
+/// High precision event timer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HpetTimer {
+    /// What becomes of missed ticks: `delay`, `catchup`, `merge` or `discard`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tick_policy: Option<String>,
+    /// There unless false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub present: Option<bool>,
+}
+
+/// KVM's clock.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KvmTimer {
+    /// There unless false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub present: Option<bool>,
+}
+
+/// Programmable interval timer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PitTimer {
+    /// What becomes of missed ticks: `delay`, `catchup` or `discard`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tick_policy: Option<String>,
+    /// There unless false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub present: Option<bool>,
+}
+
+/// Real time clock.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RtcTimer {
+    /// What becomes of missed ticks: `delay` or `catchup`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tick_policy: Option<String>,
+    /// There unless false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub present: Option<bool>,
+    /// What it follows: `guest` or `wall`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub track: Option<String>,
 }
 
 /// Features.
@@ -189,6 +305,9 @@ pub struct Devices {
     /// Network interfaces. One masquerade interface on the pod network when neither this nor networks is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interfaces: Option<Vec<Interface>>,
+    /// Pointing devices for the screen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<Vec<Input>>,
     /// A random number generator fed by the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rng: Option<Rng>,
@@ -233,13 +352,38 @@ pub struct Disk {
     /// `native` or `threads`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub io: Option<String>,
+    /// What a failed read or write does: `stop` (default: the guest is paused), `report`, `ignore` or `enospace`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_policy: Option<String>,
+    /// Block sizes that the guest sees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<BlockSize>,
+}
+
+/// Block sizes that the guest sees.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockSize {
+    /// These.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custom: Option<CustomBlockSize>,
+}
+
+/// Block sizes in bytes, powers of two from 512 to 2097152.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CustomBlockSize {
+    /// Smallest unit that is addressed.
+    pub logical: u64,
+    /// Smallest unit that is written at once.
+    pub physical: u64,
 }
 
 /// A disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DiskTarget {
-    /// `virtio`, `sata` or `scsi`.
+    /// `virtio`, `sata`, `scsi` or `usb`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
     /// The guest may not write.
@@ -251,7 +395,7 @@ pub struct DiskTarget {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CdRomTarget {
-    /// `sata` or `scsi`.
+    /// `sata`, `scsi` or `usb`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
     /// The guest may not write. Default true.
@@ -323,6 +467,20 @@ pub struct Port {
     pub protocol: Option<String>,
     /// Number, 1 to 65535.
     pub port: i32,
+}
+
+/// A pointing device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Input {
+    /// Name of the device.
+    pub name: String,
+    /// `tablet`.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// `virtio` or `usb` (default).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<String>,
 }
 
 /// A random number generator.

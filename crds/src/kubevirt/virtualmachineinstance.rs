@@ -112,6 +112,9 @@ pub struct VirtualMachineInstanceSpec {
     /// Scheduler, as in a pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduler_name: Option<String>,
+    /// How the guest starts: running when not given. `Paused` is not supported yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_strategy: Option<String>,
     /// What an eviction does; only `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eviction_strategy: Option<String>,

@@ -18,9 +18,15 @@ pub struct Volume {
     /// cloud-init data in NoCloud form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_init_no_cloud: Option<CloudInitSource>,
+    /// cloud-init data in the form of OpenStack's config drive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init_config_drive: Option<CloudInitSource>,
     /// A claim in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent_volume_claim: Option<PersistentVolumeClaimSource>,
+    /// A claim that is only read; writes go to a throw-away overlay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<EphemeralSource>,
     /// An empty disk that lives as long as the instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub empty_disk: Option<EmptyDiskSource>,
@@ -30,6 +36,21 @@ pub struct Volume {
     /// A ConfigMap's keys as files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_map: Option<ConfigMapVolumeSource>,
+}
+
+impl Volume {
+    /// The claim that it stands on, if any: written to, or only read.
+    pub fn claim(&self) -> Option<&PersistentVolumeClaimSource> {
+        let ephemeral = || self.ephemeral.as_ref()?.persistent_volume_claim.as_ref();
+        self.persistent_volume_claim.as_ref().or_else(ephemeral)
+    }
+
+    /// Its cloud-init data in either form.
+    pub fn cloud_init(&self) -> Option<&CloudInitSource> {
+        self.cloud_init_no_cloud
+            .as_ref()
+            .or(self.cloud_init_config_drive.as_ref())
+    }
 }
 
 /// A disk image in a container image.
@@ -82,6 +103,15 @@ pub struct PersistentVolumeClaimSource {
     /// The guest may not write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
+}
+
+/// A claim that is only read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EphemeralSource {
+    /// The claim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<PersistentVolumeClaimSource>,
 }
 
 /// An empty disk.

@@ -21,6 +21,19 @@ fn is_dns_label(text: &str) -> bool {
     ends && bytes.iter().all(|b| inner(*b) || *b == b'-')
 }
 
+/// Why `text` is no RFC 1123 subdomain, if it isn't.
+pub fn dns_subdomain(text: &str) -> Option<String> {
+    if text.len() > 253 {
+        return Some("must be no more than 253 characters".to_owned());
+    }
+    (!text.split('.').all(is_dns_label)).then(|| {
+        "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start \
+         and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
+         '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
+            .to_owned()
+    })
+}
+
 /// Why `text` is no RFC 1123 subdomain of labels of at most 63 characters, if it isn't.
 pub fn dns_name(text: &str) -> Option<String> {
     if text.len() > 253 {

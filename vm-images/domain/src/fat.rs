@@ -13,6 +13,8 @@ pub const MAX_CONTENT: usize = 2 << 20;
 const MAX_FILES: usize = 256;
 /// Label that cloud-init looks for, in either case (its `DataSourceNoCloud`).
 pub const CLOUD_INIT_LABEL: &str = "CIDATA";
+/// Label that its `DataSourceConfigDrive` looks for.
+pub const CONFIG_DRIVE_LABEL: &str = "config-2";
 const CLUSTER: usize = 512;
 
 /// Why no image was made.
@@ -81,7 +83,7 @@ pub fn label(text: &str) -> Option<[u8; 11]> {
     })
 }
 
-/// An image with these files in its root directory.
+/// An image with these files, their names relative to its root.
 pub fn image(volume_label: &str, files: &[(String, Vec<u8>)]) -> Result<Vec<u8>, FatError> {
     let label = label(volume_label).ok_or_else(|| FatError::Label(volume_label.to_owned()))?;
     let bytes = files.iter().map(|(_, content)| content.len()).sum::<usize>();
@@ -106,7 +108,11 @@ pub fn image(volume_label: &str, files: &[(String, Vec<u8>)]) -> Result<Vec<u8>,
         let fs = FileSystem::new(&mut disk, FsOptions::new().time_provider(&NoClock)).map_err(FatError::Format)?;
         let root = fs.root_dir();
         for (name, content) in files {
-            root.create_file(name)
+            let folders = name.match_indices('/').map(|(end, _)| &name[..end]);
+            folders
+                .map(|folder| root.create_dir(folder).map(drop))
+                .collect::<Result<(), _>>()
+                .and_then(|()| root.create_file(name))
                 .and_then(|mut file| file.write_all(content).and_then(|()| file.flush()))
                 .map_err(|source| FatError::File {
                     name: name.clone(),
@@ -129,6 +135,8 @@ mod tests {
             ("user-data".to_owned(), b"#cloud-config\n".to_vec()),
             ("meta-data".to_owned(), vec![b'x'; 300_000]),
             ("a rather long name of a key.json".to_owned(), Vec::new()),
+            ("openstack/latest/user_data".to_owned(), b"x".to_vec()),
+            ("openstack/latest/meta_data.json".to_owned(), b"{}".to_vec()),
         ];
         let image = image("cidata", &files).unwrap();
         assert_eq!(image, super::image("cidata", &files).unwrap());
@@ -147,7 +155,7 @@ mod tests {
         assert!(matches!(image("x", &huge), Err(FatError::TooLarge { .. })));
         assert!(matches!(image("twelve chars", &[]), Err(FatError::Label(_))));
         assert!(matches!(
-            image("x", &[("a/b".to_owned(), vec![])]),
+            image("x", &[("a?b".to_owned(), vec![])]),
             Err(FatError::File { .. })
         ));
     }

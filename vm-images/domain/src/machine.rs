@@ -27,14 +27,20 @@ pub struct Machine {
     pub topology: Topology,
     /// What the processors look like.
     pub cpu: Cpu,
+    /// Features that the processors get or lose: libvirt's policy and name.
+    pub cpu_features: Vec<(String, String)>,
     /// TCG's translation cache in MiB; without meaning under KVM.
     pub translation_cache_mib: u64,
     /// ACPI tables; without them a guest can't be asked to shut down.
     pub acpi: bool,
+    /// What boots the disks.
+    pub firmware: Firmware,
     /// Kernel that qemu loads itself, past the firmware's boot order.
     pub kernel: Option<Kernel>,
     /// Time zone of the guest's hardware clock; UTC with this many seconds' offset if `Ok`.
     pub clock: Clock,
+    /// Timers that the VMI has an opinion about.
+    pub timers: Vec<Timer>,
     /// Block devices, in the VMI's order.
     pub disks: Vec<Disk>,
     /// Network cards, in the VMI's order.
@@ -45,6 +51,8 @@ pub struct Machine {
     pub serial_console: bool,
     /// A screen with a VNC server.
     pub graphics: bool,
+    /// Tablets, each on its bus.
+    pub tablets: Vec<Bus>,
     /// A virtio random number generator.
     pub rng: bool,
     /// A balloon through which the guest reports free pages.
@@ -82,6 +90,31 @@ pub enum Cpu {
     HostModel,
     /// A model qemu knows by name.
     Named(String),
+}
+
+/// What boots the disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Firmware {
+    /// SeaBIOS.
+    Bios {
+        /// Its output goes to the serial console as well.
+        serial: bool,
+    },
+    /// OVMF without secure boot.
+    Efi,
+}
+
+/// A timer in libvirt's words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Timer {
+    /// `hpet`, `kvmclock`, `pit` or `rtc`.
+    pub name: &'static str,
+    /// There or not; libvirt's choice when not said.
+    pub present: Option<bool>,
+    /// What becomes of missed ticks.
+    pub tick_policy: Option<String>,
+    /// What the real time clock follows.
+    pub track: Option<String>,
 }
 
 /// A kernel that qemu loads directly.
@@ -125,6 +158,10 @@ pub struct Disk {
     pub cache: Option<String>,
     /// libvirt's I/O mode.
     pub io: Option<String>,
+    /// libvirt's error policy.
+    pub error_policy: String,
+    /// Logical and physical block size in bytes.
+    pub block_size: Option<(u64, u64)>,
     /// The guest may not write.
     pub read_only: bool,
 }
@@ -139,6 +176,11 @@ pub enum Source {
         /// Path below it, without leading slash; none means the only file below `disk/`.
         file: Option<PathBuf>,
     },
+    /// A throw-away overlay over a raw disk that is there.
+    Ephemeral {
+        /// The disk: a file or a block device.
+        base: PathBuf,
+    },
     /// A raw file that is kept; made sparse with this many bytes when absent.
     Keep {
         /// Size in bytes when made.
@@ -151,7 +193,7 @@ pub enum Source {
         /// Size in bytes.
         size: u64,
     },
-    /// A FAT image that cloud-init's NoCloud reads.
+    /// A FAT image that cloud-init reads.
     CloudInit(CloudInit),
     /// A FAT image of the plain files of a directory.
     Files {
@@ -165,12 +207,23 @@ pub enum Source {
 /// What cloud-init is told; texts given inline, or read from a mounted Secret at start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CloudInit {
-    /// `meta-data` (YAML; JSON is YAML).
+    /// Where its parts lie.
+    pub layout: CloudInitLayout,
+    /// Meta data in JSON.
     pub meta_data: String,
-    /// `user-data`.
+    /// User data.
     pub user_data: Text,
-    /// `network-config`, version 1 or 2.
+    /// Network configuration.
     pub network_data: Option<Text>,
+}
+
+/// A data source of cloud-init.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloudInitLayout {
+    /// `meta-data`, `user-data`, `network-config` on a volume `cidata`.
+    NoCloud,
+    /// `openstack/latest/…` on a volume `config-2`.
+    ConfigDrive,
 }
 
 /// Bytes known now, or found in one of these files at start (first that exists).
@@ -211,6 +264,8 @@ pub enum Bus {
     Sata,
     /// virtio-scsi.
     Scsi,
+    /// USB.
+    Usb,
 }
 
 /// A network card on an existing tap.

@@ -6,6 +6,12 @@ pub const LAUNCHER_ID: u32 = 107;
 pub const RUN: &str = "/run/kubernest";
 /// Files made at start (overlays, empty disks, cloud-init images), below [`RUN`].
 pub const DISKS: &str = "/run/kubernest/disks";
+/// OVMF's program in the launcher image (Debian's package `ovmf`).
+pub const EFI_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+/// OVMF's empty variables.
+pub const EFI_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// A machine's own copy of them, below [`DISKS`].
+pub const EFI_OWN_VARS: &str = "/run/kubernest/disks/efi-vars.fd";
 /// Container disks are image volumes mounted read-only at `<this>/<volume>`.
 pub const CONTAINER_DISKS: &str = "/run/container-disks";
 /// In a container disk, the directory that holds the only disk file when the volume names no path.

@@ -4,6 +4,7 @@
 //! qemu alone can know (does this CPU model exist) is left to them.
 
 mod disks;
+mod hardware;
 mod networks;
 
 use kubernest_crds::kubevirt::v1::{Clock as ClockSpec, Cpu as CpuSpec, DomainSpec, Firmware, KernelBoot};
@@ -86,6 +87,9 @@ pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
     {
         return Err(unsupported("spec.architecture"));
     }
+    if spec.start_strategy.is_some() {
+        return Err(unsupported("spec.startStrategy"));
+    }
     let hostname = spec.hostname.as_deref().unwrap_or(name);
     let hostname = label(
         "spec.hostname",
@@ -107,6 +111,7 @@ pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
         memory: memory(domain)?,
         topology: topology(domain.cpu.as_ref())?,
         cpu: cpu(launch.accelerator, domain.cpu.as_ref())?,
+        cpu_features: hardware::cpu_features(domain.cpu.as_ref())?,
         translation_cache_mib: (launch.overhead_bytes / MIB)
             .saturating_sub(FIXED_OVERHEAD_MIB)
             .clamp(*TRANSLATION_CACHE_MIB.start(), *TRANSLATION_CACHE_MIB.end()),
@@ -116,13 +121,16 @@ pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
             .and_then(|f| f.acpi.as_ref())
             .and_then(|acpi| acpi.enabled)
             .unwrap_or(true),
+        firmware: hardware::firmware(&firmware)?,
         kernel: kernel(launch, firmware.kernel_boot.as_ref())?,
         clock: clock(domain.clock.as_ref())?,
+        timers: hardware::timers(domain.clock.as_ref())?,
         disks: disks::disks(launch, &hostname)?,
         nics: networks::nics(launch)?,
         shares: disks::shares(launch)?,
         serial_console: devices.autoattach_serial_console.unwrap_or(true),
         graphics: devices.autoattach_graphics_device.unwrap_or(true),
+        tablets: hardware::tablets(devices)?,
         rng: devices.rng.is_some(),
         balloon: devices.autoattach_mem_balloon.unwrap_or(true),
         watchdog: watchdog(domain)?,
@@ -133,10 +141,10 @@ pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
         },
         hostname,
     };
-    if machine.disks.len() + machine.nics.len() + machine.shares.len() > xml::MAX_PCI_DEVICES {
+    if machine.disks.len() + machine.nics.len() + machine.shares.len() + machine.tablets.len() > xml::MAX_PCI_DEVICES {
         return Err(invalid(
             "spec.domain.devices",
-            "more disks, interfaces and filesystems than fit on the PCI bus",
+            "more disks, interfaces, filesystems and inputs than fit on the PCI bus",
         ));
     }
     Ok(machine)

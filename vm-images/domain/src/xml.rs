@@ -7,7 +7,7 @@ mod element;
 
 use self::element::{Element, el};
 use crate::Accelerator;
-use crate::machine::{Backend, Bus, Clock, Cpu, Device, Disk, Kernel, Machine, Nic, Share};
+use crate::machine::{Backend, Bus, Clock, Cpu, Device, Disk, Firmware, Kernel, Machine, Nic, Share, Timer};
 use crate::paths;
 
 /// Socket on which the launcher awaits qemu's first serial port.
@@ -74,6 +74,19 @@ fn os(machine: &Machine) -> Element {
             .attr("machine", &machine.machine_type)
             .text("hvm"),
     );
+    match machine.firmware {
+        Firmware::Bios { serial: false } => {}
+        Firmware::Bios { serial: true } => os.push(el("bios").attr("useserial", "yes")),
+        Firmware::Efi => {
+            os.push(
+                el("loader")
+                    .attr("readonly", "yes")
+                    .attr("type", "pflash")
+                    .text(paths::EFI_CODE),
+            );
+            os.push(el("nvram").attr("template", paths::EFI_VARS).text(paths::EFI_OWN_VARS));
+        }
+    }
     if let Some(Kernel { kernel, initrd, args }) = &machine.kernel {
         os.push(el("kernel").text(kernel.display()));
         if let Some(initrd) = initrd {
@@ -108,7 +121,7 @@ fn cpu(machine: &Machine) -> Element {
         .attr("dies", 1)
         .attr("cores", machine.topology.cores)
         .attr("threads", machine.topology.threads);
-    match &machine.cpu {
+    let mut cpu = match &machine.cpu {
         Cpu::HostPassthrough => el("cpu")
             .attr("mode", "host-passthrough")
             .attr("check", "none")
@@ -131,7 +144,11 @@ fn cpu(machine: &Machine) -> Element {
                 .with(el("model").attr("fallback", "forbid").text(model))
                 .with(topology)
         }
+    };
+    for (policy, name) in &machine.cpu_features {
+        cpu.push(el("feature").attr("policy", policy).attr("name", name));
     }
+    cpu
 }
 
 fn clock(machine: &Machine) -> Element {
@@ -143,21 +160,48 @@ fn clock(machine: &Machine) -> Element {
             .attr("basis", "utc"),
         Clock::Zone(zone) => el("clock").attr("offset", "timezone").attr("timezone", zone),
     };
-    let timer = |name: &str| el("timer").attr("name", name);
-    match machine.accelerator {
-        Accelerator::Kvm => clock
-            .with(timer("rtc").attr("tickpolicy", "catchup"))
-            .with(timer("pit").attr("tickpolicy", "delay"))
-            .with(timer("hpet").attr("present", "no")),
+    let defaults: &[(&str, &str, &str)] = match machine.accelerator {
+        Accelerator::Kvm => &[
+            ("rtc", "tickpolicy", "catchup"),
+            ("pit", "tickpolicy", "delay"),
+            ("hpet", "present", "no"),
+        ],
         // Without KVM's clock the guest needs the HPET to calibrate its TSC.
-        Accelerator::Tcg => clock,
+        Accelerator::Tcg => &[],
+    };
+    let named = |name: &str| machine.timers.iter().any(|timer| timer.name == name);
+    let defaults = defaults.iter().filter(|(name, ..)| !named(name));
+    let defaults = defaults.map(|(name, attribute, value)| el("timer").attr("name", name).attr(attribute, value));
+    let clock = defaults.fold(clock, Element::with);
+    machine.timers.iter().map(timer).fold(clock, Element::with)
+}
+
+fn timer(timer: &Timer) -> Element {
+    let mut element = el("timer").attr("name", timer.name);
+    let present = timer.present.map(|present| if present { "yes" } else { "no" });
+    let attributes = [
+        ("present", present),
+        ("tickpolicy", timer.tick_policy.as_deref()),
+        ("track", timer.track.as_deref()),
+    ];
+    for (name, value) in attributes {
+        if let Some(value) = value {
+            element = element.attr(name, value);
+        }
     }
+    element
 }
 
 fn devices(machine: &Machine) -> Element {
     let mut devices = el("devices");
     let mut slots = Slots::default();
-    devices.push(el("controller").attr("type", "usb").attr("model", "none"));
+    let usb_disk = machine.disks.iter().any(|disk| disk.bus == Bus::Usb);
+    let usb = el("controller").attr("type", "usb").attr("index", 0);
+    if usb_disk || machine.tablets.contains(&Bus::Usb) {
+        devices.push(usb.attr("model", "qemu-xhci").with(slots.next()));
+    } else {
+        devices.push(usb.attr("model", "none"));
+    }
     if machine.disks.iter().any(|disk| disk.bus == Bus::Scsi) {
         let controller = el("controller")
             .attr("type", "scsi")
@@ -184,6 +228,13 @@ fn devices(machine: &Machine) -> Element {
         );
     }
     devices.push(el("input").attr("type", "mouse").attr("bus", "ps2"));
+    for bus in &machine.tablets {
+        let tablet = el("input").attr("type", "tablet");
+        devices.push(match bus {
+            Bus::Virtio => tablet.attr("bus", "virtio").with(slots.next()),
+            _ => tablet.attr("bus", "usb"),
+        });
+    }
     if machine.graphics {
         devices.push(el("graphics").attr("type", "vnc").attr("socket", VNC_SOCKET));
         let model = el("model").attr("type", "vga").attr("vram", 16384).attr("heads", 1);
@@ -234,6 +285,7 @@ fn block(disk: &Disk, letters: &mut Letters, slots: &mut Slots) -> Element {
         Bus::Virtio => ("virtio", letters.next("vd")),
         Bus::Sata => ("sata", letters.next("sd")),
         Bus::Scsi => ("scsi", letters.next("sd")),
+        Bus::Usb => ("usb", letters.next("sd")),
     };
     let mut driver = el("driver").attr("name", "qemu").attr("type", format);
     if let Some(cache) = &disk.cache {
@@ -242,8 +294,7 @@ fn block(disk: &Disk, letters: &mut Letters, slots: &mut Slots) -> Element {
     if let Some(io) = &disk.io {
         driver = driver.attr("io", io);
     }
-    // A full disk pauses the guest instead of corrupting it; the launcher reports the pause.
-    driver = driver.attr("error_policy", "stop");
+    driver = driver.attr("error_policy", &disk.error_policy);
     if disk.device == Device::Disk && !disk.read_only {
         driver = driver.attr("discard", "unmap");
     }
@@ -254,6 +305,13 @@ fn block(disk: &Disk, letters: &mut Letters, slots: &mut Slots) -> Element {
     element.push(driver);
     element.push(source);
     element.push(el("target").attr("dev", target).attr("bus", bus));
+    if let Some((logical, physical)) = disk.block_size {
+        element.push(
+            el("blockio")
+                .attr("logical_block_size", logical)
+                .attr("physical_block_size", physical),
+        );
+    }
     if disk.read_only {
         element.push(el("readonly"));
     }
@@ -325,8 +383,8 @@ impl Slots {
     }
 }
 
-/// Most disks, shares and interfaces together that fit beside the fixed devices (scsi, video, watchdog, rng, balloon).
-pub const MAX_PCI_DEVICES: usize = Slots::COUNT - 5;
+/// Most disks, shares and interfaces together that fit beside the fixed devices (scsi, usb, video, watchdog, rng, balloon).
+pub const MAX_PCI_DEVICES: usize = Slots::COUNT - 6;
 
 /// Device names in the order of disks: `vda`, `vdb` … `sda`, `sdb` …
 #[derive(Default)]

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use futures::future::try_join_all;
-use kubernest_domain::machine::{Backend, CloudInit, Disk, Machine, Source, Text};
+use kubernest_domain::machine::{Backend, CloudInit, CloudInitLayout, Disk, Machine, Source, Text};
 use kubernest_domain::{fat, paths};
 use serde::Deserialize;
 
@@ -96,7 +96,14 @@ async fn make(qemu_img: &Path, disk: &Disk) -> Result<(), Step> {
             kind if kind.is_block_device() => Ok(()),
             _ => Err(Step::Kind(target.clone())),
         },
-        Source::CloudInit(data) => write(target, &fat::image(fat::CLOUD_INIT_LABEL, &cloud_init(data)?)?),
+        Source::Ephemeral { base } => ephemeral(qemu_img, base, target).await,
+        Source::CloudInit(data) => {
+            let label = match data.layout {
+                CloudInitLayout::NoCloud => fat::CLOUD_INIT_LABEL,
+                CloudInitLayout::ConfigDrive => fat::CONFIG_DRIVE_LABEL,
+            };
+            write(target, &fat::image(label, &cloud_init(data)?)?)
+        }
         Source::Files { directory, label } => write(target, &fat::image(label, &files(directory)?)?),
     }
 }
@@ -144,7 +151,20 @@ async fn overlay(qemu_img: &Path, image: &Path, file: Option<&Path>, target: &Pa
     if !matches!(described.format.as_str(), "qcow2" | "raw") {
         return Err(Step::Format(described.format));
     }
-    let create = ["create", "-q", "-f", "qcow2", "-F", &described.format, "-b"].map(OsStr::new);
+    create_overlay(qemu_img, &described.format, &base, target).await
+}
+
+/// An overlay over a claim's disk. Whatever the claim holds is read as raw: no byte in it makes qemu open another file.
+async fn ephemeral(qemu_img: &Path, base: &Path, target: &Path) -> Result<(), Step> {
+    let kind = fs::symlink_metadata(base).map_err(file_error(base))?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(Step::Kind(base.to_owned()));
+    }
+    create_overlay(qemu_img, "raw", base, target).await
+}
+
+async fn create_overlay(qemu_img: &Path, format: &str, base: &Path, target: &Path) -> Result<(), Step> {
+    let create = ["create", "-q", "-f", "qcow2", "-F", format, "-b"].map(OsStr::new);
     let create = [&create[..], &[base.as_os_str(), target.as_os_str()]].concat();
     helper::output(qemu_img, &create).await?;
     Ok(())
@@ -189,12 +209,20 @@ fn write(path: &Path, content: &[u8]) -> Result<(), Step> {
 }
 
 fn cloud_init(data: &CloudInit) -> Result<Vec<(String, Vec<u8>)>, Step> {
+    let [meta_data, user_data, network_data] = match data.layout {
+        CloudInitLayout::NoCloud => ["meta-data", "user-data", "network-config"],
+        CloudInitLayout::ConfigDrive => [
+            "openstack/latest/meta_data.json",
+            "openstack/latest/user_data",
+            "openstack/latest/network_data.json",
+        ],
+    };
     let mut files = vec![
-        ("meta-data".to_owned(), data.meta_data.clone().into_bytes()),
-        ("user-data".to_owned(), text(&data.user_data)?),
+        (meta_data.to_owned(), data.meta_data.clone().into_bytes()),
+        (user_data.to_owned(), text(&data.user_data)?),
     ];
-    if let Some(network_data) = &data.network_data {
-        files.push(("network-config".to_owned(), text(network_data)?));
+    if let Some(content) = &data.network_data {
+        files.push((network_data.to_owned(), text(content)?));
     }
     Ok(files)
 }

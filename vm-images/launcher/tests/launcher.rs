@@ -33,6 +33,11 @@ struct Pod {
 impl Pod {
     /// Starts the launcher with a guest that does `then` once it has said what it sees.
     fn start(then: &str, patch: impl FnOnce(&mut Value)) -> Self {
+        Self::start_on(None, then, patch)
+    }
+
+    /// The same with something on its claim already.
+    fn start_on(claim: Option<&[u8]>, then: &str, patch: impl FnOnce(&mut Value)) -> Self {
         for (program, package) in [
             ("/usr/sbin/libvirtd", "libvirt-daemon"),
             ("/usr/bin/qemu-system-x86_64", "qemu-system-x86"),
@@ -75,6 +80,11 @@ impl Pod {
             .args([at("raw"), at("run/container-disks/root/disk/node.qcow2")])
             .status();
         assert!(convert.unwrap().success());
+        if let Some(content) = claim {
+            let mut disk = File::create(at("run/pvcs/data/disk.img")).unwrap();
+            disk.write_all(content).unwrap();
+            disk.set_len(CLAIM_BYTES).unwrap();
+        }
         let mut launch = launch(then);
         patch(&mut launch);
         fs::write(at("launch.json"), launch.to_string()).unwrap();
@@ -266,6 +276,58 @@ fn launcher_runs_a_guest_to_its_end() {
     assert_eq!(&kept, b"written-by-guest");
     let size = claim.metadata().unwrap().len();
     assert!(size < CLAIM_BYTES && size > CLAIM_BYTES * 9 / 10, "{size}");
+}
+
+#[test]
+fn launcher_serves_efi_config_drive_ephemeral_disks_and_further_devices() {
+    let firmware = Path::new(kubernest_domain::paths::EFI_CODE);
+    assert!(
+        firmware.exists(),
+        "{} is missing: apt-get install ovmf",
+        firmware.display()
+    );
+    let mut pod = Pod::start_on(Some(b"from-the-claim"), "poweroff", |launch| {
+        let spec = &mut launch["vmi"]["spec"];
+        spec["domain"]["firmware"]["bootloader"] = json!({ "efi": { "secureBoot": false } });
+        spec["domain"]["cpu"] = json!({ "features": [{ "name": "aes", "policy": "require" }] });
+        spec["domain"]["clock"] =
+            json!({ "utc": {}, "timer": { "hpet": { "present": true }, "rtc": { "tickPolicy": "catchup" } } });
+        spec["domain"]["devices"]["inputs"] = json!([
+            { "name": "a", "type": "tablet", "bus": "virtio" },
+            { "name": "b", "type": "tablet", "bus": "usb" },
+        ]);
+        let disks = &mut spec["domain"]["devices"]["disks"];
+        disks[0]["blockSize"] = json!({ "custom": { "logical": 512, "physical": 4096 } });
+        disks[1]["errorPolicy"] = json!("report");
+        let disks = disks.as_array_mut().unwrap();
+        disks.push(json!({ "name": "stick", "disk": { "bus": "usb" } }));
+        spec["volumes"][1] = json!({ "name": "data", "ephemeral": { "persistentVolumeClaim": { "claimName": "c" } } });
+        spec["volumes"][2] = json!({ "name": "seed", "cloudInitConfigDrive": { "userData": "#cloud-config\n" } });
+        let volumes = spec["volumes"].as_array_mut().unwrap();
+        volumes.push(json!({ "name": "stick", "emptyDisk": { "capacity": "1Mi" } }));
+    });
+    let (code, termination) = pod.end();
+    let said = pod.read("stdout");
+    assert_eq!(
+        (code, termination.reason),
+        (0, TerminationReason::GuestShutdown),
+        "{termination:?}\n{said}"
+    );
+    for line in [
+        "guest: started by EFI",
+        "guest: cpu has aes",
+        "guest: usb controller",
+        "guest: disk vda blocks=512/4096",
+        "guest: vdb starts from-the-claim",
+        r#"guest: vdc openstack/latest/meta_data.json {"hostname":"vm-a""#,
+        "guest: vdc openstack/latest/user_data #cloud-config",
+    ] {
+        assert!(said.contains(line), "{line}\n--- said\n{said}");
+    }
+    let mut kept = [0; 16];
+    let claim = pod.folder.path().join("run/pvcs/data/disk.img");
+    File::open(claim).unwrap().read_exact(&mut kept).unwrap();
+    assert_eq!(&kept, b"from-the-claim\0\0", "an ephemeral disk wrote to its claim");
 }
 
 #[test]

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use kubernest_crds::kubevirt::v1::{Disk, VirtualMachineInstanceSpec};
+use kubernest_crds::kubevirt::v1::{CustomBlockSize, Disk, VirtualMachineInstanceSpec};
 
 use crate::{decision::Report, names};
 
 const SERIAL_BYTES: usize = 256;
+/// Smallest and largest block.
+const BLOCK_BYTES: [u64; 2] = [512, 2 << 20];
 
 /// Checks `domain.devices.disks` and `filesystems`.
 pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
@@ -68,24 +70,26 @@ fn target(report: &mut Report, at: &str, disk: &Disk) {
     if disk.disk.is_some() && disk.cdrom.is_some() {
         report.invalid(at, format!("{at} can only have a single target type defined"));
     }
-    let disk_bus = disk.disk.as_ref().and_then(|target| target.bus.as_deref());
-    let cdrom_bus = disk.cdrom.as_ref().and_then(|target| target.bus.as_deref());
-    for (kind, bus) in [("disk", disk_bus), ("cdrom", cdrom_bus)] {
-        let field = format!("{at}.{kind}.bus");
-        match bus {
-            None | Some("" | "sata" | "scsi") => {}
-            Some("virtio") if kind == "disk" => {}
-            Some("virtio") => report.invalid(field, "Bus type virtio is invalid for CD-ROM device"),
-            Some("usb") => {
-                let message = format!("{field}: usb is not supported");
-                report.not_supported(field, message);
+    let (kind, bus) = match (&disk.disk, &disk.cdrom) {
+        (Some(target), _) => ("disk", target.bus.as_deref()),
+        (None, Some(target)) => ("cdrom", target.bus.as_deref()),
+        (None, None) => return,
+    };
+    let field = format!("{at}.{kind}.bus");
+    match bus {
+        None | Some("" | "scsi" | "usb") => {}
+        Some("virtio") if kind == "disk" => {}
+        Some("virtio") => report.invalid(field, "Bus type virtio is invalid for CD-ROM device"),
+        Some("sata") => {
+            if disk.disk.as_ref().is_some_and(|target| target.read_only == Some(true)) {
+                report.invalid(field, "sata hard-disks do not support read-only.");
             }
-            Some("ide") => report.invalid(field, "IDE bus is not supported"),
-            Some(other) => report.invalid(
-                field,
-                format!("{at} is set with an unrecognized bus {other}, must be one of: [virtio scsi sata usb]"),
-            ),
         }
+        Some("ide") => report.invalid(field, "IDE bus is not supported"),
+        Some(other) => report.invalid(
+            field,
+            format!("{at} is set with an unrecognized bus {other}, must be one of: [virtio scsi sata usb]"),
+        ),
     }
 }
 
@@ -116,6 +120,40 @@ fn properties(report: &mut Report, base: &str, at: &str, doubled: &str, disk: &D
             format!("{doubled}.io"),
             format!("Disk IO mode for {base} is not supported. Supported modes are: native, threads."),
         ),
+    }
+    if let Some(policy) = &disk.error_policy
+        && !["stop", "ignore", "report", "enospace"].contains(&policy.as_str())
+    {
+        let field = format!("{at}.errorPolicy");
+        let message = format!("{field} has invalid value \"{policy}\"");
+        report.invalid(field, message);
+    }
+    if let Some(custom) = disk.block_size.as_ref().and_then(|size| size.custom.as_ref()) {
+        block_size(report, &format!("{at}.blockSize.custom"), custom);
+    }
+}
+
+fn block_size(report: &mut Report, at: &str, size: &CustomBlockSize) {
+    if size.logical > size.physical {
+        let message = format!(
+            "Logical size {} must be the same or less than the physical size of {}",
+            size.logical, size.physical
+        );
+        report.invalid(format!("{at}.logical"), message);
+        return;
+    }
+    for (name, size) in [("logical", size.logical), ("physical", size.physical)] {
+        let [smallest, largest] = BLOCK_BYTES;
+        let message = if size < smallest {
+            format!("Provided size of {size} is less than the supported minimum size of {smallest}")
+        } else if size > largest {
+            format!("Provided size of {size} is greater than the supported maximum size of {largest}")
+        } else if !size.is_power_of_two() {
+            format!("Provided size of {size} is not a power of 2")
+        } else {
+            continue;
+        };
+        report.invalid(format!("{at}.{name}"), message);
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod cloudinit;
 mod disks;
+mod hardware;
 mod interfaces;
 mod resources;
 mod settings;
@@ -41,6 +42,7 @@ pub fn decide_virtual_machine_instance(_: &Installation, review: Review<'_>) -> 
     }
     if let Some(spec) = read::<VirtualMachineInstanceSpec>(&mut report, review.object) {
         instance(&mut report, "spec", &spec);
+        volumes::check_used(&mut report, "spec", &spec);
     }
     if !review.own_request {
         reserved_labels(&mut report, review.object);
@@ -72,10 +74,8 @@ fn strategy(report: &mut Report, spec: &VirtualMachineSpec) {
             "Running and RunStrategy are mutually exclusive. Note that Running is deprecated, please use RunStrategy instead",
         ),
         (None, None) => report.invalid("spec.running", "RunStrategy must be specified"),
-        (Some(_), None) | (None, Some(ALWAYS | HALTED)) => {}
-        (None, Some(later @ (MANUAL | RERUN_ON_FAILURE | ONCE))) => {
-            report.not_supported("spec.runStrategy", format!("spec.runStrategy: {later} is not supported"));
-        }
+        (Some(_), None) | (None, Some(ALWAYS | HALTED | RERUN_ON_FAILURE | ONCE)) => {}
+        (None, Some(MANUAL)) => report.not_supported("spec.runStrategy", "spec.runStrategy: Manual is not supported"),
         (None, Some(other)) => report.invalid("spec.runStrategy", format!("Invalid RunStrategy ({other})")),
     }
 }
@@ -105,6 +105,7 @@ fn instance(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     resources::check(report, f, spec);
     disks::check(report, f, spec);
     volumes::check(report, f, spec);
+    hardware::check(report, f, spec);
     interfaces::check(report, f, spec);
     settings::check(report, f, spec);
 }

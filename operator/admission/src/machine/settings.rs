@@ -8,20 +8,30 @@ const STRATEGIES: [&str; 3] = ["LiveMigrate", "LiveMigrateIfPossible", "External
 
 /// Checks the rest of the spec.
 pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
-    for (name, value) in [("hostname", &spec.hostname), ("subdomain", &spec.subdomain)] {
-        let field = format!("{f}.{name}");
-        if let Some(why) = value
-            .as_deref()
-            .filter(|value| !value.is_empty())
-            .and_then(names::dns_label)
-        {
-            report.invalid(
-                &field,
-                format!("{field} does not conform to the kubernetes DNS_LABEL rules : {why}"),
-            );
-        }
+    let text = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+    if let Some(why) = text(&spec.hostname).as_deref().and_then(names::dns_label) {
+        let field = format!("{f}.hostname");
+        let message = format!("{field} does not conform to the kubernetes DNS_LABEL rules : {why}");
+        report.invalid(field, message);
+    }
+    if let Some(why) = text(&spec.subdomain).as_deref().and_then(names::dns_subdomain) {
+        let field = format!("{f}.subdomain");
+        let message = format!("{field} does not conform to the kubernetes DNS_SUBDOMAIN rules : {why}");
+        report.invalid(field, message);
+    }
+    match spec.start_strategy.as_deref() {
+        None => {}
+        Some("Paused") => report.not_supported(
+            format!("{f}.startStrategy"),
+            format!("{f}.startStrategy: Paused is not supported"),
+        ),
+        Some(other) => report.invalid(
+            format!("{f}.startStrategy"),
+            format!("{f}.startStrategy is set with an unrecognized option: {other}"),
+        ),
     }
     machine_type(report, f, spec);
+    spread(report, f, spec);
     let field = format!("{f}.evictionStrategy");
     match spec.eviction_strategy.as_deref() {
         None | Some("" | "None") => {}
@@ -44,6 +54,20 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
         report.invalid(field, message);
     }
     dns(report, f, spec);
+}
+
+fn spread(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
+    const ACTIONS: [&str; 2] = ["DoNotSchedule", "ScheduleAnyway"];
+    let constraints = spec.topology_spread_constraints.iter().flatten();
+    for constraint in constraints.filter(|one| !ACTIONS.contains(&one.when_unsatisfiable.as_str())) {
+        let field = format!("{f}.topologySpreadConstraints.whenUnsatisfiable");
+        let (names, found) = (ACTIONS.join(" "), &constraint.when_unsatisfiable);
+        report.add(
+            "",
+            "",
+            format!("{field} in body should be one of [{names}], not {found}"),
+        );
+    }
 }
 
 fn machine_type(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {

@@ -7,13 +7,15 @@ use base64::engine::general_purpose::STANDARD;
 use kubernest_crds::kubevirt::v1::{CloudInitSource, Disk as DiskSpec, Volume};
 
 use super::{PlanError, bytes, invalid, label, missing, plain, unsupported};
-use crate::machine::{Backend, Bus, CloudInit, Device, Disk, Share, Source, Text};
+use crate::machine::{Backend, Bus, CloudInit, CloudInitLayout, Device, Disk, Share, Source, Text};
 use crate::{Launch, VolumeMode, fat, paths, xml};
 
 /// Longest virtiofs tag (virtio 1.2, 5.11.4).
 const MAX_TAG: usize = 36;
 /// Longest serial number of virtio-blk (virtio 1.2, 5.2.6.1: `VIRTIO_BLK_ID_BYTES`).
 const MAX_SERIAL: usize = 20;
+/// Sizes that a block may have.
+const BLOCK_BYTES: std::ops::RangeInclusive<u64> = 512..=2 << 20;
 /// Part of a claim that a disk file may fill: file systems keep some for themselves (KubeVirt's 5.5 % overhead).
 const CLAIM_SHARE_PER_MILLE: u64 = 945;
 
@@ -90,7 +92,10 @@ fn disk_of(
         &["none", "writethrough", "writeback"],
     )?;
     // What goes with the pod outlives no crash of the node: flushing it would only cost time.
-    let goes_with_the_pod = matches!(source, Source::Overlay { .. } | Source::Empty { .. });
+    let goes_with_the_pod = matches!(
+        source,
+        Source::Overlay { .. } | Source::Ephemeral { .. } | Source::Empty { .. }
+    );
     let cache = cache.or_else(|| goes_with_the_pod.then(|| "unsafe".to_owned()));
     Ok(Disk {
         source,
@@ -101,9 +106,31 @@ fn disk_of(
         boot_order: disk.boot_order,
         cache,
         io: one_of(&format!("{field}.io"), disk.io.as_deref(), &["native", "threads"])?,
+        // A full disk pauses the guest instead of corrupting it; the launcher reports the pause.
+        error_policy: one_of(
+            &format!("{field}.errorPolicy"),
+            disk.error_policy.as_deref(),
+            &["stop", "report", "ignore", "enospace"],
+        )?
+        .unwrap_or_else(|| "stop".to_owned()),
+        block_size: block_size(field, disk)?,
         read_only: read_only || source_read_only,
         name,
     })
+}
+
+fn block_size(field: &str, disk: &DiskSpec) -> Result<Option<(u64, u64)>, PlanError> {
+    let Some(custom) = disk.block_size.as_ref().and_then(|size| size.custom.as_ref()) else {
+        return Ok(None);
+    };
+    let sound = |size: u64| BLOCK_BYTES.contains(&size) && size.is_power_of_two();
+    if !sound(custom.logical) || !sound(custom.physical) || custom.logical > custom.physical {
+        return Err(invalid(
+            format!("{field}.blockSize.custom"),
+            "must be powers of two from 512 to 2097152, logical not above physical",
+        ));
+    }
+    Ok(Some((custom.logical, custom.physical)))
 }
 
 /// Where the content comes from, what libvirt opens, and whether the source itself forbids writing.
@@ -147,6 +174,20 @@ fn source_of(
             }
         });
     }
+    if let Some(ephemeral) = &volume.ephemeral {
+        if ephemeral.persistent_volume_claim.is_none() {
+            return Err(missing(format!("{field}.ephemeral"), "persistentVolumeClaim"));
+        }
+        let claimed = launch
+            .volumes
+            .get(&volume.name)
+            .ok_or_else(|| missing("volumes", &volume.name))?;
+        let base = match claimed.mode {
+            VolumeMode::Block => Path::new(paths::BLOCK_DEVICES).join(&name),
+            VolumeMode::Filesystem => Path::new(paths::CLAIMS).join(&name).join(paths::CLAIM_DISK),
+        };
+        found.push((Source::Ephemeral { base }, Backend::Qcow2(made("qcow2")), false));
+    }
     if let Some(empty) = &volume.empty_disk {
         let size = bytes(&format!("{field}.emptyDisk.capacity"), &empty.capacity)?.next_multiple_of(512);
         if size == 0 {
@@ -154,14 +195,15 @@ fn source_of(
         }
         found.push((Source::Empty { size }, Backend::Raw(made("img")), false));
     }
-    if let Some(cloud_init) = &volume.cloud_init_no_cloud {
-        let data = cloud_init_of(
-            launch,
-            hostname,
-            &format!("{field}.cloudInitNoCloud"),
-            &name,
-            cloud_init,
-        )?;
+    let no_cloud = volume.cloud_init_no_cloud.as_ref();
+    let config_drive = volume.cloud_init_config_drive.as_ref();
+    for (kind, layout, cloud_init) in [
+        ("cloudInitNoCloud", CloudInitLayout::NoCloud, no_cloud),
+        ("cloudInitConfigDrive", CloudInitLayout::ConfigDrive, config_drive),
+    ] {
+        let Some(cloud_init) = cloud_init else { continue };
+        let field = format!("{field}.{kind}");
+        let data = cloud_init_of(launch, hostname, &field, &name, layout, cloud_init)?;
         found.push((Source::CloudInit(data), Backend::Raw(made("img")), false));
     }
     let files = match (&volume.secret, &volume.config_map) {
@@ -199,6 +241,7 @@ fn cloud_init_of(
     hostname: &str,
     field: &str,
     volume: &str,
+    layout: CloudInitLayout,
     source: &CloudInitSource,
 ) -> Result<CloudInit, PlanError> {
     let mounted = |which: &str, keys: [&str; 2]| {
@@ -228,10 +271,17 @@ fn cloud_init_of(
         metadata.name.as_deref().unwrap_or_default(),
         metadata.namespace.as_deref().unwrap_or_default(),
     );
+    // The instance is the machine, not its run: a restart on the same disk is no first boot.
+    let id = format!("{name}.{namespace}");
+    let meta_data = match layout {
+        CloudInitLayout::NoCloud => serde_json::json!({ "instance-id": id, "local-hostname": hostname }),
+        CloudInitLayout::ConfigDrive => {
+            serde_json::json!({ "instance_id": id, "uuid": id, "hostname": hostname, "local_hostname": hostname })
+        }
+    };
     Ok(CloudInit {
-        // The instance is the machine, not its run: a restart on the same disk is no first boot.
-        meta_data: serde_json::json!({ "instance-id": format!("{name}.{namespace}"), "local-hostname": hostname })
-            .to_string(),
+        layout,
+        meta_data: meta_data.to_string(),
         user_data: user.unwrap_or_else(|| Text::Inline(Vec::new())),
         network_data,
     })
@@ -309,6 +359,7 @@ fn bus_of(field: &str, bus: &str) -> Result<Bus, PlanError> {
         "" | "virtio" => Ok(Bus::Virtio),
         "sata" => Ok(Bus::Sata),
         "scsi" => Ok(Bus::Scsi),
+        "usb" => Ok(Bus::Usb),
         _ => Err(unsupported(field)),
     }
 }
@@ -324,7 +375,7 @@ fn serial_of(field: &str, serial: &str) -> Result<String, PlanError> {
     plain(field, serial)
 }
 
-fn one_of(field: &str, value: Option<&str>, known: &[&str]) -> Result<Option<String>, PlanError> {
+pub(super) fn one_of(field: &str, value: Option<&str>, known: &[&str]) -> Result<Option<String>, PlanError> {
     match value {
         None | Some("") => Ok(None),
         Some(value) if known.contains(&value) => Ok(Some(value.to_owned())),

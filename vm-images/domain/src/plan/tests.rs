@@ -81,11 +81,13 @@ fn everything() -> Value {
     json!({
         "vmi": { "spec": {
             "domain": {
-                "cpu": { "sockets": 2, "cores": 2, "threads": 2, "model": "Haswell" },
+                "cpu": { "sockets": 2, "cores": 2, "threads": 2, "model": "Haswell", "features": [{ "name": "lahf_lm" }, { "name": "mpx", "policy": "disable" }] },
                 "machine": { "type": "pc-q35-7.2" },
-                "clock": { "utc": { "offsetSeconds": 3600 } },
+                "firmware": { "bootloader": { "efi": { "secureBoot": false } } },
+                "clock": { "utc": { "offsetSeconds": 3600 }, "timer": { "hpet": { "present": true }, "rtc": { "tickPolicy": "catchup", "track": "wall" } } },
                 "features": { "acpi": { "enabled": false } },
                 "devices": {
+                    "inputs": [{ "name": "a", "type": "tablet", "bus": "virtio" }, { "name": "b", "type": "tablet" }],
                     "watchdog": { "name": "dog", "i6300esb": { "action": "poweroff" } },
                     "disks": [
                         { "name": "boot", "disk": { "bus": "sata" }, "bootOrder": 1 },
@@ -94,6 +96,8 @@ fn everything() -> Value {
                         { "name": "block", "disk": { "bus": "virtio", "readonly": true }, "io": "native", "cache": "none" },
                         { "name": "seed", "disk": { "bus": "virtio" } },
                         { "name": "keys", "disk": {} },
+                        { "name": "drive", "cdrom": { "bus": "usb" } },
+                        { "name": "copy", "disk": {}, "errorPolicy": "report", "blockSize": { "custom": { "logical": 512, "physical": 4096 } } },
                     ],
                     "interfaces": [{ "name": "default", "masquerade": {}, "model": "e1000", "bootOrder": 2 }],
                 },
@@ -105,9 +109,14 @@ fn everything() -> Value {
                 { "name": "block", "persistentVolumeClaim": { "claimName": "c" } },
                 { "name": "seed", "cloudInitNoCloud": { "userDataBase64": "I2Nsb3VkLWNvbmZpZwo=", "networkDataSecretRef": { "name": "n" } } },
                 { "name": "keys", "secret": { "secretName": "s", "volumeLabel": "keys" } },
+                { "name": "drive", "cloudInitConfigDrive": { "userData": "x" } },
+                { "name": "copy", "ephemeral": { "persistentVolumeClaim": { "claimName": "d" } } },
             ],
         } },
-        "volumes": { "block": { "mode": "Block", "capacity": 1u64 << 30 } },
+        "volumes": {
+            "block": { "mode": "Block", "capacity": 1u64 << 30 },
+            "copy": { "mode": "Filesystem", "capacity": 1u64 << 30 },
+        },
         "interfaces": [
             { "name": "default", "kind": "masquerade", "tap": "tap0", "mac": "02:00:00:00:00:01", "mtu": 1500 },
         ],
@@ -165,6 +174,15 @@ fn plan_claims_leave_room_for_the_file_system() {
     "spec.domain.devices.disks[0]: can only have a single target type defined")]
 #[case(disk(json!({ "bootOrder": 0 }), json!({ "emptyDisk": { "capacity": "1Gi" } })),
     "spec.domain.devices.disks[0].bootOrder: must be greater than 0")]
+#[case(disk(json!({ "errorPolicy": "x" }), json!({ "emptyDisk": { "capacity": "1Gi" } })),
+    "spec.domain.devices.disks[0].errorPolicy: not supported")]
+#[case(disk(json!({ "blockSize": { "custom": { "logical": 513, "physical": 4096 } } }), json!({ "emptyDisk": { "capacity": "1Gi" } })),
+    "spec.domain.devices.disks[0].blockSize.custom: must be powers of two from 512 to 2097152, logical not above physical")]
+#[case(json!({ "spec": { "domain": { "firmware": { "bootloader": { "efi": {} } } } } }),
+    "spec.domain.firmware.bootloader.efi.secureBoot: not supported")]
+#[case(json!({ "spec": { "startStrategy": "Paused" } }), "spec.startStrategy: not supported")]
+#[case(json!({ "spec": { "domain": { "devices": { "inputs": [{ "name": "a", "type": "keyboard" }] } } } }),
+    "spec.domain.devices.inputs[0].type: not supported")]
 #[case(disk(json!({}), json!({})), "spec.volumes[0]: must have exactly one source type set")]
 #[case(disk(json!({}), json!({ "emptyDisk": { "capacity": "1Gi" }, "secret": {} })),
     "spec.volumes[0]: must have exactly one source type set")]

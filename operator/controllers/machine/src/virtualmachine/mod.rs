@@ -22,7 +22,6 @@ use kubernest_runtime::{ApplyError, StepError};
 
 use self::plan::Step;
 use self::status::{Seen, Trouble};
-use self::validate::Strategy;
 use crate::{Context, RESYNC};
 
 /// Reasons of a VirtualMachine's conditions; KubeVirt's words where it has one.
@@ -104,7 +103,8 @@ impl Error {
 
 /// Whether the machine makes a next instance when its instance is gone.
 pub fn goes_on(machine: &VirtualMachine) -> bool {
-    machine.metadata.deletion_timestamp.is_none() && validate::strategy(&machine.spec) == Ok(Strategy::Always)
+    machine.metadata.deletion_timestamp.is_none()
+        && validate::strategy(&machine.spec).is_ok_and(|strategy| plan::starts(machine, strategy))
 }
 
 /// Brings one machine a step further.

@@ -7,11 +7,15 @@
 //! | Halted | there | delete it |
 //! | Always | none, no back-off | create it |
 //! | Always | over | delete it, then as above |
+//! | RerunOnFailure | none, new to this strategy or a start is due, no back-off | create it |
+//! | RerunOnFailure | failed | delete it, a start is due |
+//! | Once | none, new to this strategy | create it |
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kubernest_crds::kubevirt::v1::{StartFailure, VirtualMachine, VirtualMachineInstance, phase};
+use kubernest_crds::kubevirt::v1::{StartFailure, StateChangeRequest, VirtualMachine, VirtualMachineInstance, phase};
 
 use super::failure;
 use super::validate::Strategy;
@@ -19,6 +23,9 @@ use crate::virtualmachineinstance::{is_final, phase_of};
 
 /// Finalizer by which a user asks that what a machine owns stays (`kubectl delete --cascade=orphan`).
 const ORPHAN_FINALIZER: &str = "orphan";
+
+/// Action of a request to start (KubeVirt's word).
+const START: &str = "Start";
 
 /// The next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,17 +65,71 @@ pub fn step(
             Some(_) => Step::Delete,
         };
     }
-    match (strategy, instance) {
-        (None, _) => Step::Rest,
-        (Some(_), Some(_)) if goes => Step::Rest,
-        (Some(Strategy::Halted), None) => Step::Rest,
-        (Some(Strategy::Halted), Some(_)) => Step::Delete,
-        (Some(Strategy::Always), None) => failure::wait(failing, now).map_or(Step::Create, Step::Wait),
-        (Some(Strategy::Always), Some(instance)) if is_final(phase_of(instance)) => Step::Delete,
-        // The count of failures is cleared once the instance has run for long enough.
-        (Some(Strategy::Always), Some(instance)) if failing.is_some() && phase_of(instance) == phase::RUNNING => {
-            failure::settles_in(instance, now).map_or(Step::Rest, Step::Wait)
-        }
-        (Some(Strategy::Always), Some(_)) => Step::Rest,
+    let Some(strategy) = strategy else { return Step::Rest };
+    let Some(instance) = instance else {
+        return if starts(machine, strategy) {
+            failure::wait(failing, now).map_or(Step::Create, Step::Wait)
+        } else {
+            Step::Rest
+        };
+    };
+    if goes {
+        return Step::Rest;
     }
+    let over = match strategy {
+        Strategy::Halted => true,
+        Strategy::Always => is_final(phase_of(instance)),
+        Strategy::RerunOnFailure => phase_of(instance) == phase::FAILED,
+        Strategy::Once => false,
+    };
+    if over {
+        return Step::Delete;
+    }
+    // The count of failures is cleared once the instance has run for long enough.
+    if strategy != Strategy::Once && failing.is_some() && phase_of(instance) == phase::RUNNING {
+        return failure::settles_in(instance, now).map_or(Step::Rest, Step::Wait);
+    }
+    Step::Rest
+}
+
+/// Whether a machine without an instance is to have one.
+pub fn starts(machine: &VirtualMachine, strategy: Strategy) -> bool {
+    let status = machine.status.as_ref();
+    let new = || status.and_then(|status| status.run_strategy.as_deref()) != Some(strategy.as_str());
+    match strategy {
+        Strategy::Always => true,
+        Strategy::Halted => false,
+        Strategy::Once => new(),
+        Strategy::RerunOnFailure => new() || status.is_some_and(|status| start_is_due(&status.state_change_requests)),
+    }
+}
+
+/// What is still to be done: a start, once an instance failed that is to be followed by another, until that one is there.
+pub fn requests(
+    before: &[StateChangeRequest],
+    strategy: Option<Strategy>,
+    instance: Option<&VirtualMachineInstance>,
+) -> Vec<StateChangeRequest> {
+    let mut requests = before.to_vec();
+    if let (Some(Strategy::RerunOnFailure), Some(instance)) = (strategy, instance) {
+        let goes = instance.metadata.deletion_timestamp.is_some();
+        let failed = phase_of(instance) == phase::FAILED;
+        if failed && !goes && !start_is_due(before) {
+            requests.push(StateChangeRequest {
+                action: START.to_owned(),
+                data: BTreeMap::new(),
+                uid: None,
+            });
+        } else if !failed && !goes {
+            requests.retain(|request| request.action != START);
+        }
+    } else if strategy != Some(Strategy::RerunOnFailure) {
+        requests.retain(|request| request.action != START);
+    }
+    requests
+}
+
+/// Whether a start is among the requests.
+pub fn start_is_due(requests: &[StateChangeRequest]) -> bool {
+    requests.iter().any(|request| request.action == START)
 }

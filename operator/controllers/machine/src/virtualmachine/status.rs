@@ -10,7 +10,7 @@ use kubernest_crds::kubevirt::v1::{
 };
 
 use super::validate::Strategy;
-use super::{build, failure, reasons};
+use super::{build, failure, plan, reasons};
 use crate::conditions::{self, FALSE, TRUE, clear, get, is_false, is_true, set};
 use crate::names::{ANNOTATION_TEMPLATE_HASH, ANNOTATION_VM_GENERATION};
 use crate::virtualmachineinstance::{self as instances, POD_SCHEDULED, is_final, phase_of};
@@ -61,7 +61,7 @@ pub fn status(machine: &VirtualMachine, seen: Seen<'_>, now: Timestamp) -> Virtu
         printable_status: Some(printable(machine, seen, start_failure.as_ref(), now).to_owned()),
         run_strategy: seen.strategy.map(|strategy| strategy.as_str().to_owned()),
         conditions: all,
-        state_change_requests: previous.state_change_requests,
+        state_change_requests: plan::requests(&previous.state_change_requests, seen.strategy, seen.instance),
         start_failure,
         observed_generation: seen.instance.and_then(|instance| {
             instance
@@ -90,11 +90,21 @@ fn printable(
     let phase = seen.instance.map(phase_of);
     let starts = matches!(phase, Some("" | phase::PENDING | phase::SCHEDULING | phase::SCHEDULED));
     let over = phase.is_some_and(is_final);
+    // Whether another instance follows one that is over.
+    let due = machine
+        .status
+        .as_ref()
+        .is_some_and(|status| plan::start_is_due(&status.state_change_requests));
+    let followed = match seen.strategy {
+        Some(Strategy::Always) => true,
+        Some(Strategy::RerunOnFailure) => due || phase == Some(phase::FAILED),
+        _ => false,
+    };
     // An instance that is over and to be followed by another is no stop.
     let stops = seen.instance.is_some_and(|instance| {
         let halted = seen.strategy == Some(Strategy::Halted);
         let goes = instance.metadata.deletion_timestamp.is_some();
-        halted || (goes && !(over && seen.strategy == Some(Strategy::Always)))
+        halted || (goes && !(over && followed))
     });
     if machine.metadata.deletion_timestamp.is_some() {
         printable_status::TERMINATING
@@ -119,9 +129,9 @@ fn printable(
         printable_status::IMAGE_PULL_BACK_OFF
     } else if starts {
         printable_status::STARTING
-    } else if seen.strategy == Some(Strategy::Always) && failure::wait(start_failure, now).is_some() {
+    } else if followed && failure::wait(start_failure, now).is_some() {
         printable_status::CRASH_LOOP_BACK_OFF
-    } else if over && seen.strategy == Some(Strategy::Always) {
+    } else if over && followed {
         printable_status::STARTING
     } else if over || seen.instance.is_none() {
         printable_status::STOPPED
@@ -187,7 +197,7 @@ fn set_failure(all: &mut Vec<Condition>, seen: Seen<'_>, now: Timestamp) {
     match status.and_then(|status| status.phase.as_deref()) {
         // Remembered from before its deletion, or no failure but a stop that was asked for.
         Some(phase::FAILED) if deleting => {}
-        Some(phase::FAILED) if seen.strategy == Some(Strategy::Always) => {
+        Some(phase::FAILED) if seen.strategy.is_some_and(|strategy| strategy != Strategy::Halted) => {
             let ready = status.and_then(|status| get(&status.conditions, vmi_conditions::READY));
             let reason = status
                 .and_then(|status| status.reason.as_deref())

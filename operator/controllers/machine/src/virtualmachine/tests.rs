@@ -82,6 +82,8 @@ fn build_instance_carries_template_owner_and_finalizer() {
 #[case(json!({"running": false}), Ok(Strategy::Halted))]
 #[case(json!({"running": true, "runStrategy": "Always"}), Err(Obstacle::Both))]
 #[case(json!({}), Err(Obstacle::Neither))]
+#[case(json!({"runStrategy": "Once"}), Ok(Strategy::Once))]
+#[case(json!({"runStrategy": "RerunOnFailure"}), Ok(Strategy::RerunOnFailure))]
 #[case(json!({"runStrategy": "Manual"}), Err(Obstacle::Strategy("Manual".to_owned())))]
 fn validate_strategy(#[case] spec: Value, #[case] expected: Result<Strategy, Obstacle>) {
     let mut spec = spec;
@@ -113,6 +115,56 @@ fn plan_step(
         step(&machine(), strategy, instance.as_ref(), failing.as_ref(), at(NOW)),
         expected
     );
+}
+
+/// From nothing to the end of the second run: each step follows from the status that the one before left.
+#[test]
+fn plan_rerun_on_failure_follows_a_failed_run_and_not_one_that_ended_well() {
+    let mut machine = machine();
+    let strategy = Some(Strategy::RerunOnFailure);
+    let mut next = |instance: Option<&VirtualMachineInstance>| {
+        let before = machine.status.as_ref().and_then(|status| status.start_failure.as_ref());
+        let failing = failure::count(before, instance, at(NOW));
+        let step = step(&machine, strategy, instance, failing.as_ref(), at(NOW));
+        let seen = Seen {
+            strategy,
+            instance,
+            trouble: None,
+        };
+        machine.status = Some(status(&machine, seen, at(NOW)));
+        (step, machine.status.clone().unwrap().printable_status.unwrap())
+    };
+    let running = instance("Running", json!({}));
+    assert_eq!(next(None).0, Step::Create);
+    assert_eq!(next(Some(&running)), (Step::Rest, "Running".to_owned()));
+    let lost = ran("Failed", "NodeLost", -20, 0);
+    assert_eq!(next(Some(&lost)), (Step::Delete, "Starting".to_owned()));
+    assert_eq!(next(Some(&going(lost))).0, Step::Rest);
+    assert_eq!(next(None).0, Step::Create, "a run that was cut short is repeated");
+    assert_eq!(next(Some(&running)).0, Step::Rest);
+    let ended = ran("Succeeded", "GuestShutdown", -20, 0);
+    assert_eq!(next(Some(&ended)), (Step::Rest, "Stopped".to_owned()));
+    assert_eq!(next(None), (Step::Rest, "Stopped".to_owned()), "deleted by its user");
+}
+
+#[test]
+fn plan_once_starts_one_run_whatever_becomes_of_it() {
+    let mut machine = machine();
+    let next = |machine: &VirtualMachine, instance: Option<&VirtualMachineInstance>| {
+        step(machine, Some(Strategy::Once), instance, None, at(NOW))
+    };
+    assert_eq!(next(&machine, None), Step::Create);
+    for phase in ["Running", "Failed", "Succeeded"] {
+        let instance = instance(phase, json!({}));
+        assert_eq!(next(&machine, Some(&instance)), Step::Rest);
+        let seen = Seen {
+            strategy: Some(Strategy::Once),
+            instance: Some(&instance),
+            trouble: None,
+        };
+        machine.status = Some(status(&machine, seen, at(NOW)));
+        assert_eq!(next(&machine, None), Step::Rest);
+    }
 }
 
 #[test]

@@ -9,6 +9,10 @@ pub enum Strategy {
     Always,
     /// No instance.
     Halted,
+    /// An instance once; what becomes of it is not of interest.
+    Once,
+    /// An instance, and another whenever one fails.
+    RerunOnFailure,
 }
 
 impl Strategy {
@@ -17,6 +21,8 @@ impl Strategy {
         match self {
             Self::Always => run_strategy::ALWAYS,
             Self::Halted => run_strategy::HALTED,
+            Self::Once => run_strategy::ONCE,
+            Self::RerunOnFailure => run_strategy::RERUN_ON_FAILURE,
         }
     }
 }
@@ -25,7 +31,7 @@ impl Strategy {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Obstacle {
     /// A strategy that is not there yet, or none.
-    #[error("spec.runStrategy: {0}: not supported, use Always or Halted")]
+    #[error("spec.runStrategy: {0}: not supported, use Always, RerunOnFailure, Once or Halted")]
     Strategy(String),
     /// KubeVirt's sentence.
     #[error(
@@ -47,6 +53,8 @@ pub fn strategy(spec: &VirtualMachineSpec) -> Result<Strategy, Obstacle> {
         (None, None) => Err(Obstacle::Neither),
         (Some(true), None) | (None, Some(run_strategy::ALWAYS)) => Ok(Strategy::Always),
         (Some(false), None) | (None, Some(run_strategy::HALTED)) => Ok(Strategy::Halted),
+        (None, Some(run_strategy::ONCE)) => Ok(Strategy::Once),
+        (None, Some(run_strategy::RERUN_ON_FAILURE)) => Ok(Strategy::RerunOnFailure),
         (None, Some(other)) => Err(Obstacle::Strategy(other.to_owned())),
     }
 }

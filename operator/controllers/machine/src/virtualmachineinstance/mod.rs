@@ -152,7 +152,7 @@ pub fn claims_of(instance: &VirtualMachineInstance) -> impl Iterator<Item = &str
         .volumes
         .iter()
         .flatten()
-        .filter_map(|volume| volume.persistent_volume_claim.as_ref());
+        .filter_map(|volume| volume.claim());
     sources.map(|source| source.claim_name.as_str())
 }
 

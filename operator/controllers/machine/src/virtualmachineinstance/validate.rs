@@ -197,7 +197,9 @@ fn sources(volume: &Volume) -> usize {
     [
         volume.container_disk.is_some(),
         volume.cloud_init_no_cloud.is_some(),
+        volume.cloud_init_config_drive.is_some(),
         volume.persistent_volume_claim.is_some(),
+        volume.ephemeral.is_some(),
         volume.empty_disk.is_some(),
         volume.secret.is_some(),
         volume.config_map.is_some(),
@@ -252,7 +254,7 @@ fn resolve_claims(
 ) -> Result<BTreeMap<String, ClaimedVolume>, Obstacle> {
     let mut resolved = BTreeMap::new();
     for volume in instance.spec.volumes.iter().flatten() {
-        let Some(source) = &volume.persistent_volume_claim else {
+        let Some(source) = volume.claim() else {
             continue;
         };
         let claim = claims

@@ -107,10 +107,16 @@ fn add(mounted: &mut Mounted, machine: &Machine, index: usize, volume: &kubevirt
         let path = format!("{}/{name}", paths::CONTAINER_DISKS);
         mounted.add_image(name, &disk.image, disk.image_pull_policy.clone(), path);
     }
-    if let Some(source) = &volume.persistent_volume_claim {
+    if let Some(source) = volume.claim() {
+        // An ephemeral volume never writes to its claim.
+        let read_only = if volume.ephemeral.is_some() {
+            Some(true)
+        } else {
+            source.read_only
+        };
         let claim = PersistentVolumeClaimVolumeSource {
             claim_name: source.claim_name.clone(),
-            read_only: source.read_only,
+            read_only,
         };
         let claim = Volume {
             name: name.to_owned(),
@@ -129,11 +135,7 @@ fn add(mounted: &mut Mounted, machine: &Machine, index: usize, volume: &kubevirt
             });
             mounted.volumes.push(claim);
         } else {
-            mounted.add(
-                claim,
-                format!("{}/{name}", paths::CLAIMS),
-                source.read_only == Some(true),
-            );
+            mounted.add(claim, format!("{}/{name}", paths::CLAIMS), read_only == Some(true));
         }
     }
     if let Some(secret) = &volume.secret {
@@ -153,7 +155,7 @@ fn add(mounted: &mut Mounted, machine: &Machine, index: usize, volume: &kubevirt
         };
         mounted.add(volume, format!("{}/{name}", paths::VOLUMES), true);
     }
-    if let Some(cloud_init) = &volume.cloud_init_no_cloud {
+    if let Some(cloud_init) = volume.cloud_init() {
         let data = [
             ("user", &cloud_init.secret_ref),
             ("network", &cloud_init.network_data_secret_ref),

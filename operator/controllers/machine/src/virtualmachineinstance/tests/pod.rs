@@ -193,9 +193,9 @@ fn build_pod_requests_guest_and_overhead() {
     let mut asked = instance();
     asked.spec.domain.resources = read(json!({"requests": {"memory": "1Gi", "cpu": 1}, "limits": {"memory": "2Gi"}}));
     let list = built(&asked, Accelerator::Tcg)["spec"]["containers"][0]["resources"].clone();
-    assert_eq!(list["requests"]["memory"], ((1024 + 672) * mib).to_string());
+    assert_eq!(list["requests"]["memory"], ((1024 + 416) * mib).to_string());
     assert_eq!(list["requests"]["cpu"], "1");
-    assert_eq!(list["limits"]["memory"], ((2048 + 672) * mib).to_string());
+    assert_eq!(list["limits"]["memory"], ((2048 + 416) * mib).to_string());
     assert_eq!(list["limits"].get("devices.kubevirt.io/kvm"), None);
 }
 

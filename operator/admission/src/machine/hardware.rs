@@ -1,0 +1,105 @@
+//! Firmware, processor features and pointing devices.
+
+use kubernest_crds::kubevirt::v1::{Bootloader, Firmware, KernelBoot, VirtualMachineInstanceSpec};
+
+use super::volumes::path;
+use crate::decision::{Report, reasons};
+
+const SERIAL_BYTES: usize = 256;
+const FEATURE_POLICIES: [&str; 6] = ["", "force", "require", "optional", "disable", "forbid"];
+
+/// Checks `domain.firmware`, `domain.cpu.features` and `domain.devices.inputs`.
+pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
+    let domain = &spec.domain;
+    if let Some(firmware) = &domain.firmware {
+        check_firmware(report, &format!("{f}.domain"), firmware);
+    }
+    let features = domain.cpu.iter().flat_map(|cpu| cpu.features.iter().flatten());
+    for (index, feature) in features.enumerate() {
+        let policy = feature.policy.as_deref().unwrap_or_default();
+        if !FEATURE_POLICIES.contains(&policy) {
+            report.not_supported(
+                format!("{f}.domain.cpu.features[{index}].policy"),
+                format!(
+                    "CPU feature {} uses policy {policy} that is not supported.",
+                    feature.name
+                ),
+            );
+        }
+    }
+    for (index, input) in domain.devices.inputs.iter().flatten().enumerate() {
+        let at = format!("{f}.domain.devices.inputs[{index}]");
+        if !matches!(input.bus.as_deref().unwrap_or_default(), "" | "virtio" | "usb") {
+            report.invalid(format!("{at}.bus"), "Input device can have only virtio or usb bus.");
+        }
+        if input.type_ != "tablet" {
+            report.invalid(format!("{at}.type"), "Input device can have only tablet type.");
+        }
+    }
+}
+
+fn check_firmware(report: &mut Report, domain: &str, firmware: &Firmware) {
+    let at = format!("{domain}.firmware");
+    if let Some(serial) = firmware.serial.as_deref().filter(|serial| !serial.is_empty()) {
+        let field = format!("{at}.serial");
+        if serial.len() > SERIAL_BYTES {
+            let message = format!("{field} must be less than or equal to {SERIAL_BYTES} in length, if specified");
+            report.invalid(&field, message);
+        }
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.+-".contains(&b);
+        if !serial.bytes().all(allowed) {
+            let message = format!("{field} must be made up of the following characters [A-Za-z0-9_.+-], if specified");
+            report.invalid(&field, message);
+        }
+    }
+    if let Some(bootloader) = &firmware.bootloader {
+        check_bootloader(report, domain, &format!("{at}.bootloader"), bootloader);
+    }
+    if let Some(boot) = &firmware.kernel_boot {
+        check_kernel_boot(report, &format!("{at}.kernelBoot"), boot);
+    }
+}
+
+fn check_bootloader(report: &mut Report, domain: &str, at: &str, bootloader: &Bootloader) {
+    let Some(efi) = &bootloader.efi else { return };
+    if bootloader.bios.is_some() {
+        let message = format!("{at} has both EFI and BIOS configured, but they are mutually exclusive.");
+        report.invalid(at, message);
+    }
+    if efi.secure_boot.unwrap_or(true) {
+        let message =
+            format!("{domain} has EFI SecureBoot enabled. SecureBoot requires SMM, which is currently disabled.");
+        report.invalid(domain, message);
+    }
+}
+
+fn check_kernel_boot(report: &mut Report, at: &str, boot: &KernelBoot) {
+    let text = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+    let Some(container) = &boot.container else {
+        if text(&boot.kernel_args).is_some() {
+            report.invalid(
+                format!("{at}.kernelArgs"),
+                "kernel arguments cannot be provided without an external kernel",
+            );
+        }
+        return;
+    };
+    let at = format!("{at}.container");
+    if container.image.is_empty() {
+        let message = format!("{at} must be defined with an image");
+        report.add(reasons::REQUIRED, format!("{at}.image"), message);
+    }
+    let paths = [
+        ("kernelPath", text(&container.kernel_path)),
+        ("initrdPath", text(&container.initrd_path)),
+    ];
+    if paths.iter().all(|(_, path)| path.is_none()) {
+        let message = format!("{at} must be defined with at least one of the following: kernelPath, initrdPath");
+        report.add(reasons::REQUIRED, &at, message);
+    }
+    for (name, file) in paths {
+        if let Some(file) = file {
+            path(report, &format!("{at}.{name}"), &file);
+        }
+    }
+}
