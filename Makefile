@@ -8,7 +8,9 @@ export CARGO_TARGET_DIR ?= $(KUBERNEST_CACHE)/target
 export PATH := $(KUBERNEST_CACHE)/tools/bin:$(PATH)
 export CARGO_TERM_COLOR ?= never
 
-VERSIONS := v1.35.4 v1.34.4
+# Kubernetes versions that there is a node image of. The test bed runs the first.
+VERSIONS ?= v1.35.4 v1.34.4
+COMPONENTS := $(sort kubernetes-v1.35.4 $(addprefix kubernetes-,$(VERSIONS))) etcd containerd multus coredns flannel helm
 BINARIES := kubernest-operator kubernest-api kubernest-ingress kubernest-node kubernest-launcher kubernest-guest
 step := tests/tools/step
 
@@ -24,17 +26,17 @@ deps: ## Install what is needed, by package name (root)
 
 .PHONY: components
 components: deps ## Build the upstream parts (Kubernetes, etcd, containerd …)
-	@$(step) components vm-images/components/build
+	@$(step) components vm-images/components/build $(COMPONENTS)
 
 .PHONY: binaries
-binaries: deps ## Build Kubernest's own programs for the images
-	@$(step) binaries cargo build --release --locked $(addprefix -p ,$(BINARIES))
+binaries: deps ## Build Kubernest's own programs
+	@# The test bed's with them: apart, cargo would build their common dependencies twice.
+	@$(step) binaries cargo build --release --locked $(addprefix -p ,$(BINARIES) kubernest-testbed)
 	@# The CNI plugin runs on hosts of any C library, so it brings its own.
 	@$(step) cni-plugin cargo rustc --release --locked -p kubernest-cni -- -C target-feature=+crt-static
 
 .PHONY: testbed
-testbed: components ## Build the test bed's command
-	@$(step) testbed cargo build --release --locked -p kubernest-testbed
+testbed: components binaries ## Build all that the test bed needs
 
 .PHONY: images
 images: binaries components ## Build the container images and node images

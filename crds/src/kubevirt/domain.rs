@@ -66,6 +66,12 @@ pub struct Cpu {
     /// Features that the model gets or loses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<Vec<CpuFeature>>,
+    /// Processors of its own; `true` is not supported yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dedicated_cpu_placement: Option<bool>,
+    /// A processor of its own for qemu; `true` is not supported yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolate_emulator_thread: Option<bool>,
 }
 
 impl Cpu {

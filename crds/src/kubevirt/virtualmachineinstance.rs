@@ -1,6 +1,8 @@
 //! VirtualMachineInstance: one run of a machine, mortal like a pod.
 
-use k8s_openapi::api::core::v1::{Affinity, PodDNSConfig, Toleration, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::{
+    Affinity, HTTPGetAction, PodDNSConfig, TCPSocketAction, Toleration, TopologySpreadConstraint,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -115,9 +117,99 @@ pub struct VirtualMachineInstanceSpec {
     /// How the guest starts: running when not given. `Paused` is not supported yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_strategy: Option<String>,
+    /// Who may log in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_credentials: Option<Vec<AccessCredential>>,
+    /// The instance is Ready while this succeeds; without it as soon as the guest runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness_probe: Option<Probe>,
+    /// The guest is stopped when this fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub liveness_probe: Option<Probe>,
     /// What an eviction does; only `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eviction_strategy: Option<String>,
+}
+
+/// A way to log in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AccessCredential {
+    /// Public keys of SSH.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh_public_key: Option<SshPublicKeyCredential>,
+}
+
+/// Public keys of SSH for the image's default user.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SshPublicKeyCredential {
+    /// Where they are.
+    pub source: SshPublicKeySource,
+    /// How the guest gets them.
+    pub propagation_method: SshPublicKeyPropagation,
+}
+
+/// Where keys are; exactly one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SshPublicKeySource {
+    /// A Secret, each of whose keys holds lines of `authorized_keys`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<AccessCredentialSecret>,
+}
+
+/// A Secret.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AccessCredentialSecret {
+    /// Its name.
+    pub secret_name: String,
+}
+
+/// How the guest gets keys; exactly one, and a volume of that form.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SshPublicKeyPropagation {
+    /// In the meta data of cloud-init's NoCloud.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_cloud: Option<ByCloudInit>,
+    /// In the meta data of the config drive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_drive: Option<ByCloudInit>,
+}
+
+/// By cloud-init, when the guest starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ByCloudInit {}
+
+/// A question that the kubelet asks at the pod's address; a masquerade interface leads it to the guest. Exactly one of the
+/// questions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Probe {
+    /// Does a GET succeed?
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_get: Option<HTTPGetAction>,
+    /// Is a connection accepted?
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_socket: Option<TCPSocketAction>,
+    /// Seconds between the guest's start and the first question.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial_delay_seconds: Option<i32>,
+    /// Seconds to wait for an answer. Default 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<i32>,
+    /// Seconds between questions. Default 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub period_seconds: Option<i32>,
+    /// Answers in a row that make it succeed. Default 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub success_threshold: Option<i32>,
+    /// Failures in a row that make it fail. Default 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure_threshold: Option<i32>,
 }
 
 /// What the controller saw last.

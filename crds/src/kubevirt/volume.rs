@@ -36,6 +36,9 @@ pub struct Volume {
     /// A ConfigMap's keys as files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_map: Option<ConfigMapVolumeSource>,
+    /// A service account's token; not supported yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<ServiceAccountSource>,
 }
 
 impl Volume {
@@ -150,6 +153,15 @@ pub struct ConfigMapVolumeSource {
     /// Label of the disk that the guest sees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_label: Option<String>,
+}
+
+/// A service account's token.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceAccountSource {
+    /// Name of the service account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_name: Option<String>,
 }
 
 /// A network that an interface attaches to; exactly one of the types is set.

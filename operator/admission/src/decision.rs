@@ -69,6 +69,11 @@ impl Report {
         })
     }
 
+    /// How many causes there are.
+    pub fn count(&self) -> usize {
+        self.causes.len()
+    }
+
     /// Warns without refusing.
     pub fn warn(&mut self, message: impl Into<String>) {
         self.warnings.push(message.into());

@@ -155,12 +155,12 @@ fn admit_machine_of_a_slot() {
 #[test]
 fn admit_machine_refuses_what_is_not_supported_by_path() {
     let object = json!({"metadata": {"name": "a"}, "spec": {"runStrategy": "Manual", "template": {"spec": {
-        "domain": {"devices": {"tpm": {}}, "memory": {"guest": "64Mi"}}, "livenessProbe": {},
+        "domain": {"devices": {"tpm": {}}, "memory": {"guest": "64Mi"}}, "realtime": {},
     }}}});
     let decision = create("VirtualMachine", &object);
     assert_eq!(
         decision.message,
-        "spec.template.spec.domain.devices.tpm: not supported, spec.template.spec.livenessProbe: not supported, \
+        "spec.template.spec.domain.devices.tpm: not supported, spec.template.spec.realtime: not supported, \
          spec.runStrategy: Manual is not supported"
     );
 }

@@ -108,10 +108,9 @@ pub fn image(volume_label: &str, files: &[(String, Vec<u8>)]) -> Result<Vec<u8>,
         let fs = FileSystem::new(&mut disk, FsOptions::new().time_provider(&NoClock)).map_err(FatError::Format)?;
         let root = fs.root_dir();
         for (name, content) in files {
-            let folders = name.match_indices('/').map(|(end, _)| &name[..end]);
+            let mut folders = name.match_indices('/').map(|(end, _)| &name[..end]);
             folders
-                .map(|folder| root.create_dir(folder).map(drop))
-                .collect::<Result<(), _>>()
+                .try_for_each(|folder| root.create_dir(folder).map(drop))
                 .and_then(|()| root.create_file(name))
                 .and_then(|mut file| file.write_all(content).and_then(|()| file.flush()))
                 .map_err(|source| FatError::File {

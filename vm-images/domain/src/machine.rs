@@ -209,8 +209,10 @@ pub enum Source {
 pub struct CloudInit {
     /// Where its parts lie.
     pub layout: CloudInitLayout,
-    /// Meta data in JSON.
-    pub meta_data: String,
+    /// Meta data: a JSON object.
+    pub meta_data: serde_json::Map<String, serde_json::Value>,
+    /// Folders whose files are lines of `authorized_keys`, added to the meta data at start.
+    pub ssh_keys: Vec<PathBuf>,
     /// User data.
     pub user_data: Text,
     /// Network configuration.

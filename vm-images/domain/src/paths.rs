@@ -28,6 +28,8 @@ pub const BLOCK_DEVICES: &str = "/dev";
 pub const VOLUMES: &str = "/run/volumes";
 /// Secrets that cloud-init data refer to are mounted read-only at `<this>/<volume>/{user,network}`.
 pub const CLOUD_INIT: &str = "/run/cloud-init";
+/// Secrets of access credentials are mounted read-only at `<this>/<place in the list>`.
+pub const ACCESS_CREDENTIALS: &str = "/run/access-credentials";
 /// Kubernetes' default `terminationMessagePath`.
 pub const TERMINATION_LOG: &str = "/dev/termination-log";
 /// TCP port of the plain HTTP health server in the pod's network namespace.

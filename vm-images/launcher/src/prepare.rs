@@ -218,13 +218,33 @@ fn cloud_init(data: &CloudInit) -> Result<Vec<(String, Vec<u8>)>, Step> {
         ],
     };
     let mut files = vec![
-        (meta_data.to_owned(), data.meta_data.clone().into_bytes()),
+        (meta_data.to_owned(), with_keys(data)?.into_bytes()),
         (user_data.to_owned(), text(&data.user_data)?),
     ];
     if let Some(content) = &data.network_data {
         files.push((network_data.to_owned(), text(content)?));
     }
     Ok(files)
+}
+
+/// The meta data with the keys that are in the folders now, numbered as cloud-init's sources want them.
+fn with_keys(data: &CloudInit) -> Result<String, Step> {
+    let mut meta_data = data.meta_data.clone();
+    let mut keys = serde_json::Map::new();
+    for folder in &data.ssh_keys {
+        for (_, content) in files(folder)? {
+            let text = String::from_utf8_lossy(&content).trim().to_owned();
+            keys.insert(keys.len().to_string(), text.into());
+        }
+    }
+    if !keys.is_empty() {
+        let name = match data.layout {
+            CloudInitLayout::NoCloud => "public-keys",
+            CloudInitLayout::ConfigDrive => "public_keys",
+        };
+        meta_data.insert(name.to_owned(), keys.into());
+    }
+    Ok(serde_json::Value::Object(meta_data).to_string())
 }
 
 fn text(text: &Text) -> Result<Vec<u8>, Step> {

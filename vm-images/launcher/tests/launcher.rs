@@ -65,6 +65,7 @@ impl Pod {
             "container-disks/root/disk",
             "pvcs/data",
             "volumes/bootstrap",
+            "access-credentials/0",
         ] {
             fs::create_dir_all(at("run").join(path)).unwrap();
         }
@@ -72,6 +73,7 @@ impl Pod {
         fs::copy(guest.join("initrd.img"), at("run/kernel-boot/boot/initrd.img")).unwrap();
         std::os::unix::fs::chown(at("run/pvcs/data"), Some(107), Some(107)).unwrap();
         fs::write(at("run/volumes/bootstrap/node.json"), r#"{"hello":"guest"}"#).unwrap();
+        fs::write(at("run/access-credentials/0/ops"), "ssh-ed25519 AAAA ops@example\n").unwrap();
         let mut raw = File::create(at("raw")).unwrap();
         raw.write_all(b"from-the-image").unwrap();
         raw.set_len(8 << 20).unwrap();
@@ -289,6 +291,9 @@ fn launcher_serves_efi_config_drive_ephemeral_disks_and_further_devices() {
     let mut pod = Pod::start_on(Some(b"from-the-claim"), "poweroff", |launch| {
         let spec = &mut launch["vmi"]["spec"];
         spec["domain"]["firmware"]["bootloader"] = json!({ "efi": { "secureBoot": false } });
+        spec["accessCredentials"] = json!([{ "sshPublicKey": {
+            "source": { "secret": { "secretName": "keys" } }, "propagationMethod": { "configDrive": {} },
+        } }]);
         spec["domain"]["cpu"] = json!({ "features": [{ "name": "aes", "policy": "require" }] });
         spec["domain"]["clock"] =
             json!({ "utc": {}, "timer": { "hpet": { "present": true }, "rtc": { "tickPolicy": "catchup" } } });
@@ -320,6 +325,7 @@ fn launcher_serves_efi_config_drive_ephemeral_disks_and_further_devices() {
         "guest: disk vda blocks=512/4096",
         "guest: vdb starts from-the-claim",
         r#"guest: vdc openstack/latest/meta_data.json {"hostname":"vm-a""#,
+        r#""public_keys":{"0":"ssh-ed25519 AAAA ops@example"}"#,
         "guest: vdc openstack/latest/user_data #cloud-config",
     ] {
         assert!(said.contains(line), "{line}\n--- said\n{said}");

@@ -4,6 +4,7 @@
 //! Only what the types of `kubernest-crds` know is checked further.
 
 mod cloudinit;
+mod credentials;
 mod disks;
 mod hardware;
 mod interfaces;
@@ -106,6 +107,7 @@ fn instance(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     disks::check(report, f, spec);
     volumes::check(report, f, spec);
     hardware::check(report, f, spec);
+    credentials::check(report, f, spec);
     interfaces::check(report, f, spec);
     settings::check(report, f, spec);
 }

@@ -38,6 +38,63 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
         }
     }
     memory(report, f, spec);
+    dedicated(report, f, spec);
+}
+
+/// KubeVirt's rules of dedicated processors; what passes them is not supported yet.
+fn dedicated(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
+    let Some(cpu) = &spec.domain.cpu else { return };
+    let dedicated = cpu.dedicated_cpu_placement == Some(true);
+    let at = format!("{f}.domain.cpu.dedicatedCpuPlacement");
+    if cpu.isolate_emulator_thread == Some(true) && !dedicated {
+        report.invalid(
+            format!("{f}.domain.cpu.isolateEmulatorThread"),
+            "IsolateEmulatorThread should be only set in combination with DedicatedCPUPlacement",
+        );
+    }
+    if !dedicated {
+        return;
+    }
+    let before = report.count();
+    let resources = &spec.domain.resources;
+    let milli = |list: &std::collections::BTreeMap<String, Quantity>, name: &str| {
+        list.get(name).and_then(|quantity| quantity.milli().ok()).unwrap_or(0)
+    };
+    let base = format!("{f}.domain.resources");
+    // Requests default to limits before KubeVirt looks.
+    let limit = milli(&resources.limits, "cpu");
+    let request = match milli(&resources.requests, "cpu") {
+        0 => limit,
+        request => request,
+    };
+    for (part, value) in [("requests", request), ("limits", limit)] {
+        if value % 1000 != 0 {
+            let message = format!("provided resources CPU {part} must be an interger");
+            report.invalid(format!("{base}.{part}.cpu"), message);
+        }
+    }
+    let (least, most) = (milli(&resources.requests, "memory"), milli(&resources.limits, "memory"));
+    if least > 0 && most > 0 && least != most {
+        let field = format!("{base}.requests.memory");
+        let message = format!("{field} must be equal to {base}.limits.memory");
+        report.invalid(field, message);
+    }
+    let whole = |value: i128| (value + 999) / 1000;
+    if request > 0 && limit > 0 && whole(request) != whole(limit) {
+        let message =
+            format!("{base}.requests.cpu or {base}.limits.cpu must be equal when DedicatedCPUPlacement is true ");
+        report.invalid(&at, message);
+    }
+    if cpu.threads.unwrap_or(1) > 2 {
+        let message = format!(
+            "Not more than two threads must be provided at {f}.domain.cpu.threads (got {}) when DedicatedCPUPlacement is true",
+            cpu.threads.unwrap_or(1)
+        );
+        report.invalid(&at, message);
+    }
+    if report.count() == before {
+        unsupported(report, at);
+    }
 }
 
 /// The value in thousandths, when there is one and it is sound; else reported.

@@ -2,7 +2,10 @@
 
 use kubernest_crds::kubevirt::v1::VirtualMachineInstanceSpec;
 
-use crate::{decision::Report, names};
+use crate::{
+    decision::{Report, reasons},
+    names,
+};
 
 const STRATEGIES: [&str; 3] = ["LiveMigrate", "LiveMigrateIfPossible", "External"];
 
@@ -32,6 +35,7 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     }
     machine_type(report, f, spec);
     spread(report, f, spec);
+    probes(report, f, spec);
     let field = format!("{f}.evictionStrategy");
     match spec.eviction_strategy.as_deref() {
         None | Some("" | "None") => {}
@@ -54,6 +58,36 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
         report.invalid(field, message);
     }
     dns(report, f, spec);
+}
+
+fn probes(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
+    let devices = &spec.domain.devices;
+    let by_default =
+        spec.networks.is_none() && devices.interfaces.is_none() && devices.autoattach_pod_interface != Some(false);
+    let on_pod_network = by_default || spec.networks.iter().flatten().any(|network| network.pod.is_some());
+    for (name, probe) in [
+        ("readinessProbe", &spec.readiness_probe),
+        ("livenessProbe", &spec.liveness_probe),
+    ] {
+        let Some(probe) = probe else { continue };
+        let at = format!("{f}.{name}");
+        let set = [
+            (format!("{at}.httpGet"), probe.http_get.is_some()),
+            (format!("{at}.tcpSocket"), probe.tcp_socket.is_some()),
+        ];
+        let set: Vec<_> = set.into_iter().filter(|(_, set)| *set).collect();
+        if set.len() > 1 {
+            report.invalid(&at, format!("{at} must have exactly one probe type set"));
+        }
+        if set.is_empty() && !report.mentions_below(&at) {
+            let message =
+                format!("either {at}.tcpSocket, {at}.exec or {at}.httpGet must be set if a {at} is specified");
+            report.add(reasons::REQUIRED, &at, message);
+        }
+        for (field, _) in set.iter().filter(|_| !on_pod_network) {
+            report.invalid(field, format!("{field} is only allowed if the Pod Network is attached"));
+        }
+    }
 }
 
 fn spread(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
@@ -107,7 +141,7 @@ fn dns(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     }
     if spec.dns_policy.as_deref() == Some("None") && servers.is_empty() {
         report.add(
-            crate::decision::reasons::REQUIRED,
+            reasons::REQUIRED,
             "nameservers",
             "must provide at least one DNS nameserver when `dnsPolicy` is None",
         );

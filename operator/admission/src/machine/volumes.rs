@@ -2,7 +2,7 @@
 
 use kubernest_crds::kubevirt::v1::{VirtualMachineInstanceSpec, Volume};
 
-use super::cloudinit;
+use super::{cloudinit, unsupported};
 use crate::decision::Report;
 
 /// Checks `volumes`.
@@ -17,6 +17,19 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
             );
         }
         check_source(report, &at, volume);
+    }
+    let accounts = volumes.iter().enumerate();
+    let accounts: Vec<_> = accounts
+        .filter(|(_, volume)| volume.service_account.is_some())
+        .collect();
+    match accounts.as_slice() {
+        [] => {}
+        [(index, _)] => unsupported(report, format!("{f}.volumes[{index}].serviceAccount")),
+        _ => {
+            let field = format!("{f}.volumes");
+            let message = format!("{field} must have max one serviceAccount volume set");
+            report.invalid(field, message);
+        }
     }
 }
 
@@ -49,6 +62,7 @@ fn check_source(report: &mut Report, at: &str, volume: &Volume) {
         volume.empty_disk.is_some(),
         volume.secret.is_some(),
         volume.config_map.is_some(),
+        volume.service_account.is_some(),
     ];
     let set = sources.into_iter().filter(|set| *set).count();
     if set > 1 || set == 0 && !report.mentions_below(at) {

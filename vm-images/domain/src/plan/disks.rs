@@ -274,17 +274,53 @@ fn cloud_init_of(
     // The instance is the machine, not its run: a restart on the same disk is no first boot.
     let id = format!("{name}.{namespace}");
     let meta_data = match layout {
-        CloudInitLayout::NoCloud => serde_json::json!({ "instance-id": id, "local-hostname": hostname }),
-        CloudInitLayout::ConfigDrive => {
-            serde_json::json!({ "instance_id": id, "uuid": id, "hostname": hostname, "local_hostname": hostname })
-        }
+        CloudInitLayout::NoCloud => [("instance-id", id.as_str()), ("local-hostname", hostname)].to_vec(),
+        CloudInitLayout::ConfigDrive => [
+            ("instance_id", id.as_str()),
+            ("uuid", &id),
+            ("hostname", hostname),
+            ("local_hostname", hostname),
+        ]
+        .to_vec(),
     };
     Ok(CloudInit {
         layout,
-        meta_data: meta_data.to_string(),
+        meta_data: meta_data
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value.into()))
+            .collect(),
+        ssh_keys: ssh_keys(launch, layout)?,
         user_data: user.unwrap_or_else(|| Text::Inline(Vec::new())),
         network_data,
     })
+}
+
+/// Where the keys for a guest that reads this form of cloud-init are mounted.
+fn ssh_keys(launch: &Launch, layout: CloudInitLayout) -> Result<Vec<PathBuf>, PlanError> {
+    let mut folders = Vec::new();
+    for (index, credential) in launch.vmi.spec.access_credentials.iter().flatten().enumerate() {
+        let field = format!("spec.accessCredentials[{index}]");
+        let key = credential
+            .ssh_public_key
+            .as_ref()
+            .ok_or_else(|| unsupported(format!("{field} without sshPublicKey")))?;
+        if key.source.secret.is_none() {
+            return Err(missing(format!("{field}.sshPublicKey.source"), "secret"));
+        }
+        let method = &key.propagation_method;
+        let wanted = match (&method.no_cloud, &method.config_drive) {
+            (Some(_), None) => CloudInitLayout::NoCloud,
+            (None, Some(_)) => CloudInitLayout::ConfigDrive,
+            _ => {
+                let field = format!("{field}.sshPublicKey.propagationMethod");
+                return Err(invalid(field, "must have exactly one method set"));
+            }
+        };
+        if wanted == layout {
+            folders.push(Path::new(paths::ACCESS_CREDENTIALS).join(index.to_string()));
+        }
+    }
+    Ok(folders)
 }
 
 /// At most one of the three forms of a text.

@@ -228,7 +228,7 @@ fn plan_cloud_init_image_holds_what_cloud_init_reads() {
         panic!()
     };
     assert_eq!(
-        data.meta_data,
+        serde_json::to_string(&data.meta_data).unwrap(),
         r#"{"instance-id":"vm-a.org-a","local-hostname":"vm-a"}"#
     );
     assert_eq!(

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
 use kube::{Resource, ResourceExt};
-use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, VirtualMachineInstanceSpec};
+use kubernest_crds::kubevirt::v1::{self as kubevirt, VirtualMachineInstance, VirtualMachineInstanceSpec};
 use kubernest_crds::labels;
 use kubernest_domain::{Accelerator, LAUNCH_ENV, Launch, paths};
 
@@ -56,6 +56,7 @@ pub fn launcher_pod(machine: &Machine, accelerator: Accelerator, image: &str) ->
         overhead_bytes: overhead,
     };
     let mounted = volumes::mounted(machine);
+    let probed = spec.readiness_probe.is_some() || spec.liveness_probe.is_some();
     let container = Container {
         name: CONTAINER.to_owned(),
         image: Some(image.to_owned()),
@@ -65,7 +66,9 @@ pub fn launcher_pod(machine: &Machine, accelerator: Accelerator, image: &str) ->
             ..EnvVar::default()
         }]),
         resources: Some(resources::requirements(machine, overhead, accelerator)),
-        readiness_probe: Some(readiness()),
+        startup_probe: probed.then(startup),
+        readiness_probe: Some(spec.readiness_probe.as_ref().map_or_else(readiness, probe)),
+        liveness_probe: spec.liveness_probe.as_ref().map(probe),
         security_context: Some(container_security()),
         volume_mounts: Some(mounted.mounts),
         volume_devices: (!mounted.devices.is_empty()).then_some(mounted.devices),
@@ -209,6 +212,27 @@ fn readiness() -> Probe {
         }),
         period_seconds: Some(PROBE_PERIOD_SECONDS),
         timeout_seconds: Some(PROBE_TIMEOUT_SECONDS),
+        ..Probe::default()
+    }
+}
+
+/// The launcher's readiness again, before anything is asked of the guest; it takes as long as it takes.
+fn startup() -> Probe {
+    Probe {
+        failure_threshold: Some(i32::MAX),
+        ..readiness()
+    }
+}
+
+fn probe(probe: &kubevirt::Probe) -> Probe {
+    Probe {
+        http_get: probe.http_get.clone(),
+        tcp_socket: probe.tcp_socket.clone(),
+        initial_delay_seconds: probe.initial_delay_seconds,
+        timeout_seconds: probe.timeout_seconds,
+        period_seconds: probe.period_seconds,
+        success_threshold: probe.success_threshold,
+        failure_threshold: probe.failure_threshold,
         ..Probe::default()
     }
 }

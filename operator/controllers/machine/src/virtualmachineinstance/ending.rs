@@ -15,6 +15,9 @@ use crate::stores::NodeState;
 /// preemption).
 const NODE_REASONS: [&str; 4] = ["Evicted", "Preempting", "Terminated", "NodeShutdown"];
 
+/// Reason of a run that ended as asked.
+const STOPPED: &str = "Stopped";
+
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ending {
@@ -60,7 +63,16 @@ pub fn ending(pod: Option<&Pod>, node: NodeState, asked: bool) -> Option<Ending>
         return Some(Ending::failed(reasons::POD_EVICTED, why));
     }
     if over {
-        return Some(by_termination(&status));
+        let ending = by_termination(&status);
+        return Some(if ending.reason == STOPPED && nobody_asked(pod) {
+            let message = "the guest did not answer its liveness probe and was stopped".to_owned();
+            Ending {
+                serial: ending.serial,
+                ..Ending::failed(reasons::PROBE_FAILED, message)
+            }
+        } else {
+            ending
+        });
     }
     (node == NodeState::Dead).then(|| {
         let node = pod
@@ -73,6 +85,12 @@ pub fn ending(pod: Option<&Pod>, node: NodeState, asked: bool) -> Option<Ending>
             format!("node {node} is gone or was declared out of service"),
         )
     })
+}
+
+/// A container that was told to stop though its pod stays: the kubelet does that for a liveness probe only.
+fn nobody_asked(pod: &Pod) -> bool {
+    let mut containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    pod.metadata.deletion_timestamp.is_none() && containers.any(|container| container.liveness_probe.is_some())
 }
 
 /// Whether a failed instance with this reason was disturbed from outside, rather than failing by itself.
@@ -120,7 +138,7 @@ fn by_termination(status: &PodStatus) -> Ending {
             TerminationReason::GuestShutdown => "GuestShutdown",
             TerminationReason::GuestCrashed => "GuestCrashed",
             TerminationReason::GuestPaused => "GuestPaused",
-            TerminationReason::Stopped => "Stopped",
+            TerminationReason::Stopped => STOPPED,
             TerminationReason::LaunchFailed => "LaunchFailed",
         };
         return Ending {

@@ -58,6 +58,8 @@ pub mod reasons {
     pub const POD_DELETED: &str = "PodDeleted";
     /// Failed: the pod was evicted or preempted.
     pub const POD_EVICTED: &str = "PodEvicted";
+    /// Failed: the guest did not answer its liveness probe.
+    pub const PROBE_FAILED: &str = "LivenessProbeFailed";
     /// Failed: the node is surely off.
     pub const NODE_LOST: &str = "NodeLost";
     /// Failed: the pod failed and nothing says why.

@@ -92,7 +92,7 @@ fn forward<'a>(before: &'a str, pod: Option<&Pod>) -> &'a str {
     let order = [phase::PENDING, phase::SCHEDULING, phase::SCHEDULED, phase::RUNNING];
     let reached = match pod {
         None => phase::PENDING,
-        Some(pod) if pod_condition(pod, "Ready").is_some_and(|ready| ready.status == TRUE) => phase::RUNNING,
+        Some(pod) if guest_runs(pod) => phase::RUNNING,
         Some(pod) if compute(pod).is_some_and(is_running) => phase::SCHEDULED,
         Some(_) => phase::SCHEDULING,
     };
@@ -102,6 +102,18 @@ fn forward<'a>(before: &'a str, pod: Option<&Pod>) -> &'a str {
     } else {
         reached
     }
+}
+
+/// The launcher said that the domain runs: by its startup probe where the guest is asked as well, else by its readiness.
+fn guest_runs(pod: &Pod) -> bool {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let by_startup = containers
+        .filter(|container| container.name == CONTAINER)
+        .any(|container| container.startup_probe.is_some());
+    if by_startup {
+        return compute(pod).is_some_and(|container| is_running(container) && container.started == Some(true));
+    }
+    pod_condition(pod, "Ready").is_some_and(|ready| ready.status == TRUE)
 }
 
 fn set_conditions(status: &mut VirtualMachineInstanceStatus, seen: Seen<'_>, over: Option<&Ending>, now: Timestamp) {

@@ -98,6 +98,14 @@ pub fn mounted(machine: &Machine) -> Mounted {
     for (index, volume) in spec.volumes.iter().flatten().enumerate() {
         add(&mut mounted, machine, index, volume);
     }
+    for (index, credential) in spec.access_credentials.iter().flatten().enumerate() {
+        let key = credential.ssh_public_key.as_ref();
+        if let Some(secret) = key.and_then(|key| key.source.secret.as_ref()) {
+            let path = format!("{}/{index}", paths::ACCESS_CREDENTIALS);
+            let name = format!("kubernest-access-credential-{index}");
+            mounted.add_secret(name, Some(secret.secret_name.clone()), None, path);
+        }
+    }
     mounted
 }
 

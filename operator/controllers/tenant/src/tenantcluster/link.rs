@@ -270,6 +270,9 @@ async fn client(target: &Target) -> Result<Client, LinkError> {
         .build())
 }
 
+/// Most failing checks that are named; there are some forty.
+const CHECKS_NAMED: usize = 2;
+
 /// Why an API server is not ready, on one line: the checks of /readyz that fail, else the innermost cause.
 fn not_ready(error: &LinkError) -> String {
     let LinkError::Api(_, source) = error else {
@@ -279,7 +282,9 @@ fn not_ready(error: &LinkError) -> String {
         let failing = status.message.lines().filter_map(|line| line.strip_prefix("[-]"));
         let failing: Vec<_> = failing.filter_map(|check| check.split(' ').next()).collect();
         if !failing.is_empty() {
-            return format!("/readyz waits for {}", failing.join(", "));
+            let (named, rest) = failing.split_at(failing.len().min(CHECKS_NAMED));
+            let more = (!rest.is_empty()).then(|| format!(" and {} more", rest.len()));
+            return format!("/readyz waits for {}{}", named.join(", "), more.unwrap_or_default());
         }
     }
     let causes = std::iter::successors(Some(source as &dyn std::error::Error), |error| error.source());
@@ -449,10 +454,13 @@ mod tests {
 
     #[test]
     fn link_names_only_the_failing_checks_of_readyz() {
-        let said = "[+]ping ok\n[-]informer-sync failed: reason withheld\n[+]log ok\n[-]shutdown failed: reason withheld\nreadyz check failed";
+        let said = "[+]ping ok\n[-]informer-sync failed: reason withheld\n[+]log ok\n[-]shutdown failed: reason withheld\n[-]a failed\nreadyz check failed";
         let status = Status::failure(said, "InternalError").with_code(500);
         let error = LinkError::Api("answer /readyz", kube::Error::Api(status.boxed()));
-        assert_eq!(not_ready(&error), "/readyz waits for informer-sync, shutdown");
+        assert_eq!(
+            not_ready(&error),
+            "/readyz waits for informer-sync, shutdown and 1 more"
+        );
     }
 
     #[test]

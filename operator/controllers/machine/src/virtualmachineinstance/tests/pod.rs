@@ -225,3 +225,23 @@ fn build_accelerator_is_what_a_node_offers(
         expected
     );
 }
+
+#[test]
+fn build_pod_asks_the_launcher_first_and_then_the_guest() {
+    let plain = built(&instance(), Accelerator::Tcg)["spec"]["containers"][0].clone();
+    assert_eq!(plain["readinessProbe"]["httpGet"]["path"], "/readyz");
+    assert_eq!((plain.get("startupProbe"), plain.get("livenessProbe")), (None, None));
+    let mut probed = instance();
+    probed.spec.readiness_probe = read(json!({"httpGet": {"port": 8080}, "periodSeconds": 5}));
+    probed.spec.liveness_probe = read(json!({"tcpSocket": {"port": 22}, "failureThreshold": 6}));
+    let container = built(&probed, Accelerator::Tcg)["spec"]["containers"][0].clone();
+    assert_eq!(container["startupProbe"]["httpGet"]["path"], "/readyz");
+    assert_eq!(
+        container["readinessProbe"],
+        json!({"httpGet": {"port": 8080}, "periodSeconds": 5})
+    );
+    assert_eq!(
+        container["livenessProbe"],
+        json!({"tcpSocket": {"port": 22}, "failureThreshold": 6})
+    );
+}

@@ -45,6 +45,12 @@ fn container(state: Value) -> Value {
     json!([{"name": "compute", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": state}])
 }
 
+fn started(started: bool) -> Value {
+    let mut statuses = container(json!({"running": {}}));
+    statuses[0]["started"] = started.into();
+    statuses
+}
+
 fn ready(status: &str) -> Value {
     json!([{"type": "Ready", "status": status}])
 }
@@ -57,6 +63,13 @@ fn ready(status: &str) -> Value {
 #[case::boots("Scheduling", Some(json!({"status": {"conditions": ready("False"),
     "containerStatuses": container(json!({"running": {}}))}})), "Scheduled", reasons::GUEST_NOT_RUNNING)]
 #[case::runs("Scheduled", Some(json!({"status": {"conditions": ready("True")}})), "Running", "")]
+#[case::runs_and_is_asked("Scheduled", Some(json!({"spec": {"containers": [{"name": "compute", "startupProbe": {}}]},
+    "status": {"conditions": ready("False"), "containerStatuses": started(true)}})), "Running", reasons::GUEST_NOT_RUNNING)]
+#[case::is_not_asked_yet("Scheduled", Some(json!({"spec": {"containers": [{"name": "compute", "startupProbe": {}}]},
+    "status": {"conditions": ready("False"), "containerStatuses": started(false)}})), "Scheduled", reasons::GUEST_NOT_RUNNING)]
+#[case::does_not_answer("Running", Some(json!({"spec": {"containers": [{"name": "compute", "livenessProbe": {}}]},
+    "status": {"phase": "Succeeded", "containerStatuses": container(json!({"terminated": {"exitCode": 0, "message":
+        "{\"reason\":\"Stopped\",\"message\":\"as asked\"}"}}))}})), "Failed", reasons::PROBE_FAILED)]
 #[case::stays("Running", Some(json!({"status": {"conditions": ready("False")}})), "Running", reasons::GUEST_NOT_RUNNING)]
 #[case::going("Running", Some(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"},
     "status": {"conditions": ready("True")}})), "Running", reasons::POD_TERMINATING)]
