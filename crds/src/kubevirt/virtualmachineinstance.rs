@@ -122,10 +122,10 @@ pub struct VirtualMachineInstanceSpec {
     pub access_credentials: Option<Vec<AccessCredential>>,
     /// The instance is Ready while this succeeds; without it as soon as the guest runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub readiness_probe: Option<Probe>,
+    pub readiness_probe: Option<Box<Probe>>,
     /// The guest is stopped when this fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub liveness_probe: Option<Probe>,
+    pub liveness_probe: Option<Box<Probe>>,
     /// What an eviction does; only `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eviction_strategy: Option<String>,

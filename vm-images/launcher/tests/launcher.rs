@@ -439,7 +439,7 @@ fn launcher_tells_that_the_guest_panicked() {
 #[test]
 fn launcher_names_what_it_can_not_do() {
     let mut pod = Pod::start("wait", |launch| {
-        launch["vmi"]["spec"]["domain"]["devices"]["disks"][0]["disk"]["bus"] = "usb".into();
+        launch["vmi"]["spec"]["domain"]["devices"]["disks"][0]["disk"]["bus"] = "ide".into();
     });
     let (code, termination) = pod.end();
     assert_eq!(

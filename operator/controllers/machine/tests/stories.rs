@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
@@ -27,40 +28,65 @@ use support::stage::{Controllers, PATIENCE, Stage, Theatre, gated, machine, prin
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reconcile_stories_against_a_real_api_server() {
+    // Each story on the heap: together they do not fit a test thread's stack.
     let theatre = Theatre::open().await;
-    story("create", reconcile_create(&Stage::set(&theatre, "create").await)).await;
+    story(
+        "create",
+        reconcile_create(&Stage::set(&theatre, "create").await).boxed(),
+    )
+    .await;
     story(
         "pod deleted",
-        reconcile_pod_deleted(&Stage::set(&theatre, "pod-deleted").await),
+        reconcile_pod_deleted(&Stage::set(&theatre, "pod-deleted").await).boxed(),
     )
     .await;
-    story("halt and start", reconcile_halt(&Stage::set(&theatre, "halt").await)).await;
-    story("delete", reconcile_delete(&Stage::set(&theatre, "delete").await)).await;
-    story("crash", reconcile_crash(&Stage::set(&theatre, "crash").await)).await;
+    story(
+        "halt and start",
+        reconcile_halt(&Stage::set(&theatre, "halt").await).boxed(),
+    )
+    .await;
+    story(
+        "delete",
+        reconcile_delete(&Stage::set(&theatre, "delete").await).boxed(),
+    )
+    .await;
+    story("crash", reconcile_crash(&Stage::set(&theatre, "crash").await).boxed()).await;
     story(
         "missing claim",
-        reconcile_missing_claim(&Stage::set(&theatre, "claim").await),
+        reconcile_missing_claim(&Stage::set(&theatre, "claim").await).boxed(),
     )
     .await;
-    story("refused pod", reconcile_refused(&Stage::set(&theatre, "refused").await)).await;
+    story(
+        "refused pod",
+        reconcile_refused(&Stage::set(&theatre, "refused").await).boxed(),
+    )
+    .await;
     story(
         "template changed",
-        reconcile_restart_required(&Stage::set(&theatre, "template").await),
+        reconcile_restart_required(&Stage::set(&theatre, "template").await).boxed(),
     )
     .await;
     story(
         "instance alone",
-        reconcile_instance_alone(&Stage::set(&theatre, "alone").await),
+        reconcile_instance_alone(&Stage::set(&theatre, "alone").await).boxed(),
     )
     .await;
-    story("name taken", reconcile_name_taken(&Stage::set(&theatre, "taken").await)).await;
+    story(
+        "name taken",
+        reconcile_name_taken(&Stage::set(&theatre, "taken").await).boxed(),
+    )
+    .await;
     story(
         "lost node",
-        reconcile_lost_node(&Stage::without_kubelet(&theatre, "lost-node").await),
+        reconcile_lost_node(&Stage::without_kubelet(&theatre, "lost-node").await).boxed(),
     )
     .await;
-    story("at rest", reconcile_rest(&Stage::set(&theatre, "rest").await, &theatre)).await;
-    story("killed at every write", reconcile_killed(&theatre)).await;
+    story(
+        "at rest",
+        reconcile_rest(&Stage::set(&theatre, "rest").await, &theatre).boxed(),
+    )
+    .await;
+    story("killed at every write", reconcile_killed(&theatre).boxed()).await;
 }
 
 async fn story(name: &str, told: impl Future<Output = ()>) {
