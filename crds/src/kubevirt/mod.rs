@@ -3,6 +3,7 @@
 //! Source of shapes: KubeVirt 1.9, `staging/src/kubevirt.io/api/core/v1`. A field of KubeVirt that stands nowhere here
 //! is not supported: the CRD keeps it so that admission can refuse it by its path.
 
+pub mod clock;
 pub mod domain;
 pub mod virtualmachine;
 pub mod virtualmachineinstance;
@@ -10,6 +11,7 @@ pub mod volume;
 
 /// Version `v1` of the API.
 pub mod v1 {
+    pub use super::clock::*;
     pub use super::domain::*;
     pub use super::virtualmachine::*;
     pub use super::virtualmachineinstance::*;

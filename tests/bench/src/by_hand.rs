@@ -22,29 +22,51 @@ pub struct ByHand {
 }
 
 impl ByHand {
-    /// From qemu's start until the API server of the slot in `bootstrap` is ready. `config` is the tenant's kubeconfig.
-    pub async fn run(&self, bootstrap: &Path, mut config: Config) -> Result<Duration> {
+    /// From qemu's start until the API server of the slot in `bootstrap` is ready. `config` is the tenant's kubeconfig;
+    /// `kvm` says how the tenant's own machine ran.
+    pub async fn run(&self, bootstrap: &Path, mut config: Config, kvm: bool) -> Result<Duration> {
         let port = free_port()?;
-        let mut child = Command::new(&self.boot)
+        let child = Command::new(&self.boot)
             .arg("--image")
             .arg(&self.image)
             .args(["--forward", &port.to_string()])
+            .args(["--accel", if kvm { "kvm" } else { "tcg" }])
             .arg(bootstrap)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {}", self.boot.display()))?;
-        let started = qemu_started(&mut child).await;
+        let mut group = Group(child);
+        let started = qemu_started(&mut group.0).await?;
         // The certificate names the tenant's host, not this machine's loopback.
         config.tls_server_name = config.cluster_url.host().map(str::to_owned);
         config.cluster_url = format!("https://127.0.0.1:{port}").parse()?;
         let ready = tokio::select! {
-            ready = readyz::wait(config) => ready,
-            ended = child.wait() => bail!("the boot by hand ended before its API server was ready: {}", ended?),
+            ready = readyz::wait(config) => ready?,
+            ended = group.0.wait() => bail!("the boot by hand ended before its API server was ready: {}", ended?),
         };
-        end(&mut child).await?;
-        Ok(ready?.duration_since(started?))
+        group.end()?;
+        group.0.wait().await?;
+        Ok(ready.duration_since(started))
+    }
+}
+
+/// The script and all that it started; ended with it, however that comes about.
+struct Group(Child);
+
+impl Group {
+    fn end(&self) -> Result<()> {
+        if let Some(leader) = self.0.id() {
+            killpg(Pid::from_raw(i32::try_from(leader)?), Signal::SIGTERM)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = self.end();
     }
 }
 
@@ -61,14 +83,6 @@ async fn qemu_started(child: &mut Child) -> Result<Instant> {
         eprintln!("{line}");
     }
     bail!("the boot by hand ended before qemu started")
-}
-
-/// Ends the script and all that it started.
-async fn end(child: &mut Child) -> Result<()> {
-    let group = child.id().context("the boot by hand is gone")?;
-    killpg(Pid::from_raw(i32::try_from(group)?), Signal::SIGTERM)?;
-    child.wait().await?;
-    Ok(())
 }
 
 fn free_port() -> Result<u16> {

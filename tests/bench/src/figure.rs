@@ -10,7 +10,7 @@ use serde::Serialize;
 pub struct Figure {
     /// What was measured.
     pub name: &'static str,
-    /// The median of the runs.
+    /// What was measured; the median where there were several runs, the largest where there are several machines.
     pub value: f64,
     /// Of `value` and `baseline`.
     pub unit: &'static str,

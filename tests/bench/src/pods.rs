@@ -33,27 +33,43 @@ pub fn qemu_start(uid: &str) -> Result<f64> {
     Ok(stat.starttime as f64 / procfs::ticks_per_second() as f64)
 }
 
-/// Proportional set size of the pod by program, in MiB, without the guest's memory and qemu's translated code.
-pub fn overhead(uid: &str) -> Result<BTreeMap<String, f64>> {
-    let mut by_program = BTreeMap::new();
+/// Memory of a pod in MiB, as proportional set size.
+pub struct Memory {
+    /// By program, without the guest's memory and without translated code.
+    pub by_program: BTreeMap<String, f64>,
+    /// Code that qemu translated for an emulated guest.
+    pub translated: f64,
+}
+
+/// Measures it.
+pub fn memory(uid: &str) -> Result<Memory> {
+    let (mut by_program, mut translated) = (BTreeMap::new(), 0.0);
     for process in processes(uid)? {
         let name = process.stat()?.comm;
-        let maps = process.smaps()?;
-        let own: u64 = maps.iter().filter(|map| !is_guests(map)).map(pss).sum();
-        *by_program.entry(name).or_insert(0.0) += own as f64 / MIB;
+        for map in process.smaps()? {
+            let mib = pss(&map) as f64 / MIB;
+            if is_translated(&map) {
+                translated += mib;
+            } else if !is_guests(&map) {
+                *by_program.entry(name.clone()).or_insert(0.0) += mib;
+            }
+        }
     }
-    Ok(by_program)
+    Ok(Memory { by_program, translated })
 }
 
 fn pss(map: &MemoryMap) -> u64 {
     map.extension.map.get("Pss").copied().unwrap_or_default()
 }
 
-/// The guest's memory is a memfd, mapped by qemu and virtiofsd; translated code is the only memory that is both written
-/// and executed.
+/// The guest's memory is a memfd, mapped by qemu and virtiofsd.
 fn is_guests(map: &MemoryMap) -> bool {
     // The name goes on with " (deleted)", in the same component of the path.
     let memfd = |path: &Path| path.to_string_lossy().starts_with("/memfd:memory-backend-memfd");
-    let memory = matches!(&map.pathname, MMapPath::Path(path) if memfd(path));
-    memory || map.perms.contains(MMPermissions::WRITE | MMPermissions::EXECUTE)
+    matches!(&map.pathname, MMapPath::Path(path) if memfd(path))
+}
+
+/// Translated code is the only memory that is both written and executed.
+fn is_translated(map: &MemoryMap) -> bool {
+    map.perms.contains(MMPermissions::WRITE | MMPermissions::EXECUTE)
 }

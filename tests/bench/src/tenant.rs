@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::{Api, DeleteParams, ListParams};
 use kube::{Config, ResourceExt};
-use kubernest_crds::TenantCluster;
 use kubernest_crds::kubevirt::v1::VirtualMachine;
+use kubernest_crds::{TenantCluster, labels};
 use kubernest_e2e::{Outer, Tenant, wait};
 use procfs::{Current, Uptime};
 use serde_json::json;
@@ -29,6 +29,19 @@ pub struct Start {
     pub bootstrap: TempDir,
     /// The tenant's kubeconfig.
     pub config: Config,
+    /// Its machine has hardware virtualisation.
+    pub kvm: bool,
+}
+
+/// A launcher pod.
+#[derive(Debug)]
+pub struct Launcher {
+    /// Its machine.
+    pub machine: String,
+    /// Its uid.
+    pub uid: String,
+    /// It was given /dev/kvm.
+    pub kvm: bool,
 }
 
 /// Starts a tenant of one control plane and no workers, asks it through the ingress until it is ready, deletes it.
@@ -40,11 +53,11 @@ pub async fn start(outer: &Outer, version: &str) -> Result<Start> {
     let config = tenant.config().await?;
     let ready = readyz::wait(config.clone()).await?.duration_since(began).as_secs_f64();
     let launchers = launchers(outer, NAMESPACE).await?;
-    let [(machine, uid)] = launchers.as_slice() else {
+    let [launcher] = launchers.as_slice() else {
         anyhow::bail!("one launcher of a tenant without workers, found {launchers:?}")
     };
-    let qemu = pods::qemu_start(uid)? - uptime;
-    let bootstrap = bootstrap(outer, &format!("{machine}-bootstrap")).await?;
+    let qemu = pods::qemu_start(&launcher.uid)? - uptime;
+    let bootstrap = bootstrap(outer, &format!("{}-bootstrap", launcher.machine)).await?;
     tenant.delete().await?;
     remove_namespace(outer, NAMESPACE).await?;
     Ok(Start {
@@ -52,6 +65,7 @@ pub async fn start(outer: &Outer, version: &str) -> Result<Start> {
         qemu,
         bootstrap,
         config,
+        kvm: launcher.kvm,
     })
 }
 
@@ -81,8 +95,8 @@ impl<'a> Sample<'a> {
         Ok(Self { outer, tenant, ready })
     }
 
-    /// Its machines and the uids of their launcher pods.
-    pub async fn launchers(&self) -> Result<Vec<(String, String)>> {
+    /// The launcher pods of its machines.
+    pub async fn launchers(&self) -> Result<Vec<Launcher>> {
         launchers(self.outer, &self.tenant.namespace).await
     }
 
@@ -93,14 +107,22 @@ impl<'a> Sample<'a> {
     }
 }
 
-async fn launchers(outer: &Outer, namespace: &str) -> Result<Vec<(String, String)>> {
+async fn launchers(outer: &Outer, namespace: &str) -> Result<Vec<Launcher>> {
     let machines = Api::<VirtualMachine>::namespaced(outer.client.clone(), namespace)
         .list(&ListParams::default())
         .await?;
     let mut found = Vec::new();
     for machine in machines.iter().map(ResourceExt::name_any) {
         for pod in outer.launchers(namespace, &machine).await? {
-            found.push((machine.clone(), pod.uid().context("uid")?));
+            let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+            let limits = containers.filter_map(|container| container.resources.as_ref()?.limits.as_ref());
+            found.push(Launcher {
+                machine: machine.clone(),
+                uid: pod.uid().context("uid")?,
+                kvm: limits
+                    .into_iter()
+                    .any(|limits| limits.contains_key(labels::KVM_RESOURCE)),
+            });
         }
     }
     Ok(found)

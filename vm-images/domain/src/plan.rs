@@ -7,11 +7,13 @@ mod disks;
 mod hardware;
 mod networks;
 
-use kubernest_crds::kubevirt::v1::{Clock as ClockSpec, Cpu as CpuSpec, DomainSpec, Firmware, KernelBoot};
+use kubernest_crds::kubevirt::v1::{
+    Clock as ClockSpec, Cpu as CpuSpec, DomainSpec, Firmware as FirmwareSpec, KernelBoot,
+};
 use kubernest_crds::labels;
 use kubernest_crds::quantity::Quantity;
 
-use crate::machine::{Clock, Cpu, Kernel, Machine, Topology};
+use crate::machine::{Clock, Cpu, Firmware, Kernel, Machine, Topology};
 use crate::{Accelerator, Launch, paths, xml};
 
 /// CPU model under TCG: the newest whose instructions TCG translates cheaply (measured against `max` and `qemu64`).
@@ -141,6 +143,9 @@ pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
         },
         hostname,
     };
+    if machine.firmware == Firmware::Efi && !machine.acpi {
+        return Err(unsupported("spec.domain.features.acpi.enabled: false with EFI"));
+    }
     if machine.disks.len() + machine.nics.len() + machine.shares.len() + machine.tablets.len() > xml::MAX_PCI_DEVICES {
         return Err(invalid(
             "spec.domain.devices",
@@ -150,7 +155,7 @@ pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
     Ok(machine)
 }
 
-fn uuid(firmware: &Firmware) -> Result<Option<String>, PlanError> {
+fn uuid(firmware: &FirmwareSpec) -> Result<Option<String>, PlanError> {
     let Some(uuid) = &firmware.uuid else { return Ok(None) };
     let groups: Vec<usize> = uuid.split('-').map(str::len).collect();
     if groups != [8, 4, 4, 4, 12] || !uuid.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') {

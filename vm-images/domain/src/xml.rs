@@ -1,7 +1,7 @@
 //! [`Machine`] → libvirt domain XML (<https://libvirt.org/formatdomain.html>).
 //!
 //! Everything a guest finds on its PCI bus sits on the root complex at an explicit slot: without hot-plug a root port a
-//! device is only boot time. No USB, no sound, no default devices.
+//! device is only boot time. No sound, no default devices; USB where something is on it.
 
 mod element;
 

@@ -73,12 +73,13 @@ fn file_error(path: &Path) -> impl FnOnce(io::Error) -> Step {
 
 /// Makes every disk of a machine.
 pub async fn disks(qemu_img: &Path, machine: &Machine) -> Result<(), PrepareError> {
+    // Also without a disk: EFI's variables lie there.
+    fs::create_dir_all(paths::DISKS).map_err(|source| PrepareError {
+        disk: paths::DISKS.to_owned(),
+        step: file_error(Path::new(paths::DISKS))(source),
+    })?;
     let all = machine.disks.iter().map(|disk| async {
-        let made = async {
-            fs::create_dir_all(paths::DISKS).map_err(file_error(Path::new(paths::DISKS)))?;
-            make(qemu_img, disk).await
-        };
-        made.await.map_err(|step| PrepareError {
+        make(qemu_img, disk).await.map_err(|step| PrepareError {
             disk: disk.name.clone(),
             step,
         })
@@ -231,10 +232,20 @@ fn cloud_init(data: &CloudInit) -> Result<Vec<(String, Vec<u8>)>, Step> {
 fn with_keys(data: &CloudInit) -> Result<String, Step> {
     let mut meta_data = data.meta_data.clone();
     let mut keys = serde_json::Map::new();
+    let mut bytes = 0;
     for folder in &data.ssh_keys {
         for (_, content) in files(folder)? {
-            let text = String::from_utf8_lossy(&content).trim().to_owned();
-            keys.insert(keys.len().to_string(), text.into());
+            bytes += content.len();
+            if bytes > fat::MAX_CONTENT {
+                let files = data.ssh_keys.len();
+                return Err(fat::FatError::TooLarge { files, bytes }.into());
+            }
+            // One entry a key: cloud-init takes what follows the first for its comment.
+            let text = String::from_utf8_lossy(&content);
+            let lines = text.lines().map(str::trim);
+            for key in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
+                keys.insert(keys.len().to_string(), key.into());
+            }
         }
     }
     if !keys.is_empty() {

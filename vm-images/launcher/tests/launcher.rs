@@ -73,7 +73,11 @@ impl Pod {
         fs::copy(guest.join("initrd.img"), at("run/kernel-boot/boot/initrd.img")).unwrap();
         std::os::unix::fs::chown(at("run/pvcs/data"), Some(107), Some(107)).unwrap();
         fs::write(at("run/volumes/bootstrap/node.json"), r#"{"hello":"guest"}"#).unwrap();
-        fs::write(at("run/access-credentials/0/ops"), "ssh-ed25519 AAAA ops@example\n").unwrap();
+        fs::write(
+            at("run/access-credentials/0/ops"),
+            "# ours\nssh-ed25519 AAAA ops@example\nssh-ed25519 BBBB\n",
+        )
+        .unwrap();
         let mut raw = File::create(at("raw")).unwrap();
         raw.write_all(b"from-the-image").unwrap();
         raw.set_len(8 << 20).unwrap();
@@ -325,7 +329,7 @@ fn launcher_serves_efi_config_drive_ephemeral_disks_and_further_devices() {
         "guest: disk vda blocks=512/4096",
         "guest: vdb starts from-the-claim",
         r#"guest: vdc openstack/latest/meta_data.json {"hostname":"vm-a""#,
-        r#""public_keys":{"0":"ssh-ed25519 AAAA ops@example"}"#,
+        r#""public_keys":{"0":"ssh-ed25519 AAAA ops@example","1":"ssh-ed25519 BBBB"}"#,
         "guest: vdc openstack/latest/user_data #cloud-config",
     ] {
         assert!(said.contains(line), "{line}\n--- said\n{said}");

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use kubernest_crds::kubevirt::v1::{CustomBlockSize, Disk, VirtualMachineInstanceSpec};
 
+use super::check_serial;
 use crate::{decision::Report, names};
 
-const SERIAL_BYTES: usize = 256;
 /// Smallest and largest block.
 const BLOCK_BYTES: [u64; 2] = [512, 2 << 20];
 
@@ -95,20 +95,7 @@ fn target(report: &mut Report, at: &str, disk: &Disk) {
 
 fn properties(report: &mut Report, base: &str, at: &str, doubled: &str, disk: &Disk) {
     if let Some(serial) = &disk.serial {
-        let field = format!("{at}.serial");
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.+-".contains(&b);
-        if !serial.bytes().all(allowed) {
-            report.invalid(
-                &field,
-                format!("{at} must be made up of the following characters [A-Za-z0-9_.+-], if specified"),
-            );
-        }
-        if serial.len() > SERIAL_BYTES {
-            report.invalid(
-                field,
-                format!("{at} must be less than or equal to {SERIAL_BYTES} in length, if specified"),
-            );
-        }
+        check_serial(report, &format!("{at}.serial"), at, serial);
     }
     match disk.cache.as_deref() {
         None | Some("" | "none" | "writethrough" | "writeback") => {}

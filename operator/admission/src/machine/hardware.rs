@@ -2,10 +2,9 @@
 
 use kubernest_crds::kubevirt::v1::{Bootloader, Firmware, KernelBoot, VirtualMachineInstanceSpec};
 
-use super::volumes::path;
+use super::{check_serial, volumes::path};
 use crate::decision::{Report, reasons};
 
-const SERIAL_BYTES: usize = 256;
 const FEATURE_POLICIES: [&str; 6] = ["", "force", "require", "optional", "disable", "forbid"];
 
 /// Checks `domain.firmware`, `domain.cpu.features` and `domain.devices.inputs`.
@@ -13,6 +12,16 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     let domain = &spec.domain;
     if let Some(firmware) = &domain.firmware {
         check_firmware(report, &format!("{f}.domain"), firmware);
+    }
+    let bootloader = domain
+        .firmware
+        .as_ref()
+        .and_then(|firmware| firmware.bootloader.as_ref());
+    let acpi = domain.features.as_ref().and_then(|features| features.acpi.as_ref());
+    if bootloader.is_some_and(|one| one.efi.is_some()) && acpi.is_some_and(|acpi| acpi.enabled == Some(false)) {
+        let field = format!("{f}.domain.features.acpi.enabled");
+        let message = format!("{field}: false is not supported with EFI");
+        report.not_supported(field, message);
     }
     let features = domain.cpu.iter().flat_map(|cpu| cpu.features.iter().flatten());
     for (index, feature) in features.enumerate() {
@@ -42,15 +51,7 @@ fn check_firmware(report: &mut Report, domain: &str, firmware: &Firmware) {
     let at = format!("{domain}.firmware");
     if let Some(serial) = firmware.serial.as_deref().filter(|serial| !serial.is_empty()) {
         let field = format!("{at}.serial");
-        if serial.len() > SERIAL_BYTES {
-            let message = format!("{field} must be less than or equal to {SERIAL_BYTES} in length, if specified");
-            report.invalid(&field, message);
-        }
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.+-".contains(&b);
-        if !serial.bytes().all(allowed) {
-            let message = format!("{field} must be made up of the following characters [A-Za-z0-9_.+-], if specified");
-            report.invalid(&field, message);
-        }
+        check_serial(report, &field, &field, serial);
     }
     if let Some(bootloader) = &firmware.bootloader {
         check_bootloader(report, domain, &format!("{at}.bootloader"), bootloader);

@@ -112,6 +112,22 @@ fn instance(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     settings::check(report, f, spec);
 }
 
+/// Most bytes of a serial number.
+const SERIAL_BYTES: usize = 256;
+
+/// A serial number of a disk or of the machine; `subject` is what KubeVirt's sentence begins with.
+fn check_serial(report: &mut Report, field: &str, subject: &str, serial: &str) {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.+-".contains(&b);
+    if !serial.bytes().all(allowed) {
+        let message = format!("{subject} must be made up of the following characters [A-Za-z0-9_.+-], if specified");
+        report.invalid(field, message);
+    }
+    if serial.len() > SERIAL_BYTES {
+        let message = format!("{subject} must be less than or equal to {SERIAL_BYTES} in length, if specified");
+        report.invalid(field, message);
+    }
+}
+
 /// Reports `field: not supported`.
 fn unsupported(report: &mut Report, field: String) {
     let message = format!("{field}: not supported");

@@ -2,6 +2,7 @@
 
 use kubernest_crds::kubevirt::v1::VirtualMachineInstanceSpec;
 
+use super::unsupported;
 use crate::{
     decision::{Report, reasons},
     names,
@@ -21,6 +22,12 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
         let field = format!("{f}.subdomain");
         let message = format!("{field} does not conform to the kubernetes DNS_SUBDOMAIN rules : {why}");
         report.invalid(field, message);
+    }
+    if spec.subdomain.as_deref().is_some_and(|name| name.contains('.')) {
+        // A pod's is one label.
+        let field = format!("{f}.subdomain");
+        let message = format!("{field}: names with dots are not supported");
+        report.not_supported(field, message);
     }
     match spec.start_strategy.as_deref() {
         None => {}
@@ -62,8 +69,9 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
 
 fn probes(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     let devices = &spec.domain.devices;
-    let by_default =
-        spec.networks.is_none() && devices.interfaces.is_none() && devices.autoattach_pod_interface != Some(false);
+    let by_default = spec.networks.as_ref().is_none_or(Vec::is_empty)
+        && devices.interfaces.as_ref().is_none_or(Vec::is_empty)
+        && devices.autoattach_pod_interface != Some(false);
     let on_pod_network = by_default || spec.networks.iter().flatten().any(|network| network.pod.is_some());
     for (name, probe) in [
         ("readinessProbe", &spec.readiness_probe),
@@ -83,6 +91,20 @@ fn probes(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
             let message =
                 format!("either {at}.tcpSocket, {at}.exec or {at}.httpGet must be set if a {at} is specified");
             report.add(reasons::REQUIRED, &at, message);
+        }
+        // The kubelet would ask it from the node's own network, past all that keeps tenants apart.
+        let hosts = [
+            ("httpGet", probe.http_get.as_ref().and_then(|get| get.host.as_deref())),
+            (
+                "tcpSocket",
+                probe.tcp_socket.as_ref().and_then(|socket| socket.host.as_deref()),
+            ),
+        ];
+        for (kind, _) in hosts
+            .iter()
+            .filter(|(_, host)| host.is_some_and(|host| !host.is_empty()))
+        {
+            unsupported(report, format!("{at}.{kind}.host"));
         }
         for (field, _) in set.iter().filter(|_| !on_pod_network) {
             report.invalid(field, format!("{field} is only allowed if the Pod Network is attached"));

@@ -83,7 +83,7 @@ fn everything() -> Value {
             "domain": {
                 "cpu": { "sockets": 2, "cores": 2, "threads": 2, "model": "Haswell", "features": [{ "name": "lahf_lm" }, { "name": "mpx", "policy": "disable" }] },
                 "machine": { "type": "pc-q35-7.2" },
-                "firmware": { "bootloader": { "efi": { "secureBoot": false } } },
+                "firmware": { "bootloader": { "bios": { "useSerial": true } } },
                 "clock": { "utc": { "offsetSeconds": 3600 }, "timer": { "hpet": { "present": true }, "rtc": { "tickPolicy": "catchup", "track": "wall" } } },
                 "features": { "acpi": { "enabled": false } },
                 "devices": {
@@ -128,6 +128,8 @@ fn everything() -> Value {
 #[case::node_tcg("node_tcg", "tcg", node())]
 #[case::node_kvm("node_kvm", "kvm", node())]
 #[case::everything_kvm("everything_kvm", "kvm", everything())]
+#[case::efi_tcg("efi_tcg", "tcg", json!({ "vmi": { "spec": { "domain": {
+    "firmware": { "bootloader": { "efi": { "secureBoot": false } } } } } } }))]
 fn plan_domain_xml(#[case] name: &str, #[case] accelerator: &str, #[case] patch: Value) {
     let machine = plan::machine(&launch(accelerator, patch)).unwrap();
     insta::assert_snapshot!(name, xml::domain(&machine));
@@ -180,6 +182,8 @@ fn plan_claims_leave_room_for_the_file_system() {
     "spec.domain.devices.disks[0].blockSize.custom: must be powers of two from 512 to 2097152, logical not above physical")]
 #[case(json!({ "spec": { "domain": { "firmware": { "bootloader": { "efi": {} } } } } }),
     "spec.domain.firmware.bootloader.efi.secureBoot: not supported")]
+#[case(json!({ "spec": { "domain": { "firmware": { "bootloader": { "efi": { "secureBoot": false } } },
+    "features": { "acpi": { "enabled": false } } } } }), "spec.domain.features.acpi.enabled: false with EFI: not supported")]
 #[case(json!({ "spec": { "startStrategy": "Paused" } }), "spec.startStrategy: not supported")]
 #[case(json!({ "spec": { "domain": { "devices": { "inputs": [{ "name": "a", "type": "keyboard" }] } } } }),
     "spec.domain.devices.inputs[0].type: not supported")]

@@ -8,7 +8,7 @@
 //! | Always | none, no back-off | create it |
 //! | Always | over | delete it, then as above |
 //! | RerunOnFailure | none, new to this strategy or a start is due, no back-off | create it |
-//! | RerunOnFailure | failed | delete it, a start is due |
+//! | RerunOnFailure | over | delete it; a start is due if it failed |
 //! | Once | none, new to this strategy | create it |
 
 use std::collections::BTreeMap;
@@ -78,8 +78,7 @@ pub fn step(
     }
     let over = match strategy {
         Strategy::Halted => true,
-        Strategy::Always => is_final(phase_of(instance)),
-        Strategy::RerunOnFailure => phase_of(instance) == phase::FAILED,
+        Strategy::Always | Strategy::RerunOnFailure => is_final(phase_of(instance)),
         Strategy::Once => false,
     };
     if over {

@@ -46,7 +46,7 @@ pub struct Seen<'a> {
 pub fn status(machine: &VirtualMachine, seen: Seen<'_>, now: Timestamp) -> VirtualMachineStatus {
     let previous = machine.status.clone().unwrap_or_default();
     let start_failure = match seen.strategy {
-        Some(Strategy::Halted) => None,
+        Some(Strategy::Halted | Strategy::Once) => None,
         _ => failure::count(previous.start_failure.as_ref(), seen.instance, now),
     };
     let mut all = previous.conditions;
@@ -59,7 +59,7 @@ pub fn status(machine: &VirtualMachine, seen: Seen<'_>, now: Timestamp) -> Virtu
         created: seen.instance.is_some(),
         ready,
         printable_status: Some(printable(machine, seen, start_failure.as_ref(), now).to_owned()),
-        run_strategy: seen.strategy.map(|strategy| strategy.as_str().to_owned()),
+        run_strategy: in_force(previous.run_strategy, seen),
         conditions: all,
         state_change_requests: plan::requests(&previous.state_change_requests, seen.strategy, seen.instance),
         start_failure,
@@ -70,6 +70,18 @@ pub fn status(machine: &VirtualMachine, seen: Seen<'_>, now: Timestamp) -> Virtu
                 .and_then(|generation| generation.parse().ok())
         }),
         desired_generation: machine.metadata.generation,
+    }
+}
+
+/// The strategy in force. One that starts a machine once is so only when the start is made: until then a start is due.
+fn in_force(before: Option<String>, seen: Seen<'_>) -> Option<String> {
+    let strategy = seen.strategy?;
+    let made = seen
+        .instance
+        .is_some_and(|instance| instance.metadata.deletion_timestamp.is_none());
+    match strategy {
+        Strategy::Once | Strategy::RerunOnFailure if !made => before,
+        _ => Some(strategy.as_str().to_owned()),
     }
 }
 

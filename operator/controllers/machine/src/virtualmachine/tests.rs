@@ -143,8 +143,26 @@ fn plan_rerun_on_failure_follows_a_failed_run_and_not_one_that_ended_well() {
     assert_eq!(next(None).0, Step::Create, "a run that was cut short is repeated");
     assert_eq!(next(Some(&running)).0, Step::Rest);
     let ended = ran("Succeeded", "GuestShutdown", -20, 0);
-    assert_eq!(next(Some(&ended)), (Step::Rest, "Stopped".to_owned()));
-    assert_eq!(next(None), (Step::Rest, "Stopped".to_owned()), "deleted by its user");
+    assert_eq!(next(Some(&ended)), (Step::Delete, "Stopped".to_owned()));
+    assert_eq!(next(None), (Step::Rest, "Stopped".to_owned()), "ended well");
+}
+
+/// Neither a start that failed, nor an earlier instance that is still going, nor a back-off loses the start.
+#[rstest]
+#[case(Strategy::Once, None)]
+#[case(Strategy::Once, Some(going(instance("Running", json!({})))))]
+#[case(Strategy::RerunOnFailure, None)]
+#[case(Strategy::RerunOnFailure, Some(going(instance("Running", json!({})))))]
+fn plan_a_start_is_due_until_it_is_made(#[case] strategy: Strategy, #[case] before: Option<VirtualMachineInstance>) {
+    let mut machine = machine();
+    machine.status = Some(read(json!({"runStrategy": "Always"})));
+    let seen = Seen {
+        strategy: Some(strategy),
+        instance: before.as_ref(),
+        trouble: None,
+    };
+    machine.status = Some(status(&machine, seen, at(NOW)));
+    assert_eq!(step(&machine, Some(strategy), None, None, at(NOW)), Step::Create);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, EnvVar, HTTPGetAction, LocalObjectReference, Pod, PodSecurityContext, PodSpec, Probe,
-    SeccompProfile, SecurityContext,
+    SeccompProfile, SecurityContext, TCPSocketAction,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
@@ -226,8 +226,12 @@ fn startup() -> Probe {
 
 fn probe(probe: &kubevirt::Probe) -> Probe {
     Probe {
-        http_get: probe.http_get.clone(),
-        tcp_socket: probe.tcp_socket.clone(),
+        // Never of another host: the kubelet asks from the node's own network.
+        http_get: probe.http_get.clone().map(|get| HTTPGetAction { host: None, ..get }),
+        tcp_socket: probe
+            .tcp_socket
+            .clone()
+            .map(|socket| TCPSocketAction { host: None, ..socket }),
         initial_delay_seconds: probe.initial_delay_seconds,
         timeout_seconds: probe.timeout_seconds,
         period_seconds: probe.period_seconds,

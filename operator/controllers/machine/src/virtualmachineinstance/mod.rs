@@ -52,6 +52,8 @@ pub mod reasons {
     pub const POD_CONDITION_MISSING: &str = "PodConditionMissing";
     /// Ready: the domain does not run (KubeVirt's word).
     pub const GUEST_NOT_RUNNING: &str = "GuestNotRunning";
+    /// Ready: the guest runs and its readiness probe fails.
+    pub const GUEST_NOT_ANSWERING: &str = "GuestNotAnswering";
     /// Ready: the node does not answer.
     pub const NODE_UNREACHABLE: &str = "NodeUnreachable";
     /// Failed: the pod was deleted under the guest.

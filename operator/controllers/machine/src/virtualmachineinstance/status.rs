@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use kubernest_crds::kubevirt::v1::{
     ConsoleTail, Disk, InterfaceStatus, PhaseTransition, VirtualMachineInstance,
     VirtualMachineInstanceCondition as Condition, VirtualMachineInstanceStatus, VolumeStatus, phase, vmi_conditions,
 };
 use kubernest_crds::labels;
+use kubernest_domain::paths;
 
 use super::build::CONTAINER;
 use super::dereference::node_of;
@@ -173,7 +175,17 @@ fn set_conditions(status: &mut VirtualMachineInstanceStatus, seen: Seen<'_>, ove
     }
 }
 
-/// Ready mirrors the pod's readiness, which is the launcher's word that the domain runs.
+/// Whether the pod's readiness is the guest's own answer, rather than the launcher's word.
+fn asks_the_guest(pod: &Pod) -> bool {
+    let launchers = IntOrString::Int(i32::from(paths::HEALTH_PORT));
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let mut probes = containers
+        .filter(|container| container.name == CONTAINER)
+        .filter_map(|container| container.readiness_probe.as_ref());
+    probes.any(|probe| probe.http_get.as_ref().is_none_or(|get| get.port != launchers))
+}
+
+/// Ready mirrors the pod's readiness: the launcher's word that the domain runs, or the answer to the instance's probe.
 fn readiness(seen: Seen<'_>, running: bool) -> (bool, &'static str, String) {
     let Some(pod) = seen.pod else {
         let why = seen.obstacle.map(ToString::to_string);
@@ -208,6 +220,11 @@ fn readiness(seen: Seen<'_>, running: bool) -> (bool, &'static str, String) {
             "the launcher pod lost its Ready condition".to_owned(),
         ),
         Some(ready) if ready.status == TRUE => (true, "", String::new()),
+        Some(_) if running && asks_the_guest(pod) => (
+            false,
+            reasons::GUEST_NOT_ANSWERING,
+            "the guest runs and does not answer its readiness probe".to_owned(),
+        ),
         Some(ready) => {
             let message = ready.message.clone().filter(|text| !text.is_empty());
             (

@@ -103,6 +103,7 @@ pub fn validate(
     let guest_bytes = default_memory(&mut instance)?;
     default_network(&mut instance);
     check_volumes(&instance)?;
+    check_probes(&instance)?;
     let nics = nics(&instance)?;
     let claims = resolve_claims(&instance, claims)?;
     let cpus = instance.spec.domain.cpu.as_ref().map_or(1, |cpu| cpu.count());
@@ -188,6 +189,23 @@ fn check_volumes(instance: &VirtualMachineInstance) -> Result<(), Obstacle> {
                 format!("spec.domain.devices.{list}"),
                 format!("there is no volume named '{name}'"),
             ));
+        }
+    }
+    Ok(())
+}
+
+/// A probe of another host would be the kubelet's, from the node's own network.
+fn check_probes(instance: &VirtualMachineInstance) -> Result<(), Obstacle> {
+    let spec = &instance.spec;
+    for (name, probe) in [
+        ("readinessProbe", &spec.readiness_probe),
+        ("livenessProbe", &spec.liveness_probe),
+    ] {
+        let Some(probe) = probe else { continue };
+        let http = probe.http_get.as_ref().and_then(|get| get.host.as_deref());
+        let tcp = probe.tcp_socket.as_ref().and_then(|socket| socket.host.as_deref());
+        if [http, tcp].into_iter().flatten().any(|host| !host.is_empty()) {
+            return Err(invalid(format!("spec.{name}"), "host is not supported"));
         }
     }
     Ok(())
