@@ -8,7 +8,7 @@ export CARGO_TARGET_DIR ?= $(KUBERNEST_CACHE)/target
 export PATH := $(KUBERNEST_CACHE)/tools/bin:$(PATH)
 export CARGO_TERM_COLOR ?= never
 
-# Kubernetes versions that there is a node image of. The test bed runs the first.
+# Kubernetes versions that node images are built of. The test bed itself always runs v1.35.4.
 VERSIONS ?= v1.35.4 v1.34.4
 COMPONENTS := $(sort kubernetes-v1.35.4 $(addprefix kubernetes-,$(VERSIONS))) etcd containerd multus coredns flannel helm
 BINARIES := kubernest-operator kubernest-api kubernest-ingress kubernest-node kubernest-launcher kubernest-guest

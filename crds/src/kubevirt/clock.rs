@@ -33,28 +33,16 @@ pub struct ClockUtc {
 pub struct Timer {
     /// High precision event timer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hpet: Option<HpetTimer>,
+    pub hpet: Option<TickTimer>,
     /// KVM's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kvm: Option<KvmTimer>,
     /// Programmable interval timer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pit: Option<PitTimer>,
+    pub pit: Option<TickTimer>,
     /// Real time clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtc: Option<RtcTimer>,
-}
-
-/// High precision event timer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct HpetTimer {
-    /// What becomes of missed ticks: `delay`, `catchup`, `merge` or `discard`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tick_policy: Option<String>,
-    /// There unless false.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub present: Option<bool>,
 }
 
 /// KVM's clock.
@@ -66,11 +54,11 @@ pub struct KvmTimer {
     pub present: Option<bool>,
 }
 
-/// Programmable interval timer.
+/// A timer that ticks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct PitTimer {
-    /// What becomes of missed ticks: `delay`, `catchup` or `discard`.
+pub struct TickTimer {
+    /// What becomes of missed ticks: `delay`, `catchup`, `discard` or, of the HPET only, `merge`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tick_policy: Option<String>,
     /// There unless false.

@@ -36,10 +36,10 @@ struct Args {
     #[arg(long, default_value = "deploy/samples/tenantcluster.yaml")]
     sample: PathBuf,
     /// How often a start is measured, with and without Kubernest in turn.
-    #[arg(long, default_value_t = 3)]
-    runs: usize,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
     /// Seconds during which writes are counted at rest.
-    #[arg(long, default_value_t = 120)]
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
     rest: u64,
     /// Where the figures go.
     #[arg(long, default_value = "target/bench.json")]
@@ -68,7 +68,7 @@ async fn main() -> Result<()> {
 }
 
 /// A control plane through Kubernest and by hand, in turn.
-async fn api_ready(outer: &Outer, by_hand: &ByHand, version: &str, runs: usize) -> Result<Vec<Figure>> {
+async fn api_ready(outer: &Outer, by_hand: &ByHand, version: &str, runs: u32) -> Result<Vec<Figure>> {
     let (mut with, mut until_qemu, mut without) = (Vec::new(), Vec::new(), Vec::new());
     for run in 1..=runs {
         let start = tenant::start(outer, version).await?;

@@ -154,6 +154,18 @@ impl Pod {
         (status.code().unwrap(), termination)
     }
 
+    /// Termination message and console of a guest that shut itself down.
+    fn shut_down(&mut self) -> (Termination, String) {
+        let (code, termination) = self.end();
+        let said = self.read("stdout");
+        assert_eq!(
+            (code, termination.reason),
+            (0, TerminationReason::GuestShutdown),
+            "{termination:?}\n{said}"
+        );
+        (termination, said)
+    }
+
     /// The pod's first process, as the host sees it.
     fn init(&self) -> Option<Pid> {
         let unshare = self.unshare.id();
@@ -250,13 +262,7 @@ fn launch(then: &str) -> Value {
 #[test]
 fn launcher_runs_a_guest_to_its_end() {
     let mut pod = Pod::start("poweroff", |_| {});
-    let (code, termination) = pod.end();
-    let said = pod.read("stdout");
-    assert_eq!(
-        (code, termination.reason),
-        (0, TerminationReason::GuestShutdown),
-        "{termination:?}\n{said}"
-    );
+    let (termination, said) = pod.shut_down();
     for line in [
         "guest: vda starts from-the-image",
         "ro=0 serial=data",
@@ -315,13 +321,7 @@ fn launcher_serves_efi_config_drive_ephemeral_disks_and_further_devices() {
         let volumes = spec["volumes"].as_array_mut().unwrap();
         volumes.push(json!({ "name": "stick", "emptyDisk": { "capacity": "1Mi" } }));
     });
-    let (code, termination) = pod.end();
-    let said = pod.read("stdout");
-    assert_eq!(
-        (code, termination.reason),
-        (0, TerminationReason::GuestShutdown),
-        "{termination:?}\n{said}"
-    );
+    let (_, said) = pod.shut_down();
     for line in [
         "guest: started by EFI",
         "guest: cpu has aes",
