@@ -89,6 +89,12 @@ pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
     {
         return Err(unsupported("spec.architecture"));
     }
+    let cpu_spec = spec.domain.cpu.as_ref();
+    if cpu_spec
+        .is_some_and(|cpu| cpu.dedicated_cpu_placement == Some(true) || cpu.isolate_emulator_thread == Some(true))
+    {
+        return Err(unsupported("spec.domain.cpu.dedicatedCpuPlacement"));
+    }
     if spec.start_strategy.is_some() {
         return Err(unsupported("spec.startStrategy"));
     }

@@ -184,6 +184,7 @@ fn plan_claims_leave_room_for_the_file_system() {
     "spec.domain.firmware.bootloader.efi.secureBoot: not supported")]
 #[case(json!({ "spec": { "domain": { "firmware": { "bootloader": { "efi": { "secureBoot": false } } },
     "features": { "acpi": { "enabled": false } } } } }), "spec.domain.features.acpi.enabled: false with EFI: not supported")]
+#[case(json!({ "spec": { "domain": { "cpu": { "dedicatedCpuPlacement": true } } } }), "spec.domain.cpu.dedicatedCpuPlacement: not supported")]
 #[case(json!({ "spec": { "startStrategy": "Paused" } }), "spec.startStrategy: not supported")]
 #[case(json!({ "spec": { "domain": { "devices": { "inputs": [{ "name": "a", "type": "keyboard" }] } } } }),
     "spec.domain.devices.inputs[0].type: not supported")]

@@ -110,20 +110,17 @@ pub fn requests(
     instance: Option<&VirtualMachineInstance>,
 ) -> Vec<StateChangeRequest> {
     let mut requests = before.to_vec();
-    if let (Some(Strategy::RerunOnFailure), Some(instance)) = (strategy, instance) {
-        let goes = instance.metadata.deletion_timestamp.is_some();
-        let failed = phase_of(instance) == phase::FAILED;
-        if failed && !goes && !start_is_due(before) {
-            requests.push(StateChangeRequest {
-                action: START.to_owned(),
-                data: BTreeMap::new(),
-                uid: None,
-            });
-        } else if !failed && !goes {
-            requests.retain(|request| request.action != START);
-        }
-    } else if strategy != Some(Strategy::RerunOnFailure) {
-        requests.retain(|request| request.action != START);
+    let made = instance.filter(|instance| instance.metadata.deletion_timestamp.is_none());
+    match (strategy, made.map(phase_of)) {
+        // Not to be told, or nothing there that could fail or follow.
+        (None, _) | (Some(Strategy::RerunOnFailure), None) => {}
+        (Some(Strategy::RerunOnFailure), Some(phase::FAILED)) if start_is_due(before) => {}
+        (Some(Strategy::RerunOnFailure), Some(phase::FAILED)) => requests.push(StateChangeRequest {
+            action: START.to_owned(),
+            data: BTreeMap::new(),
+            uid: None,
+        }),
+        _ => requests.retain(|request| request.action != START),
     }
     requests
 }

@@ -166,6 +166,18 @@ fn plan_a_start_is_due_until_it_is_made(#[case] strategy: Strategy, #[case] befo
 }
 
 #[test]
+fn plan_a_due_start_outlasts_what_can_not_be_told() {
+    let due = super::plan::requests(
+        &[],
+        Some(Strategy::RerunOnFailure),
+        Some(&instance("Failed", json!({}))),
+    );
+    assert_eq!(super::plan::requests(&due, None, None), due);
+    assert_eq!(super::plan::requests(&due, Some(Strategy::RerunOnFailure), None), due);
+    assert!(super::plan::requests(&due, Some(Strategy::Always), None).is_empty());
+}
+
+#[test]
 fn plan_once_starts_one_run_whatever_becomes_of_it() {
     let mut machine = machine();
     let next = |machine: &VirtualMachine, instance: Option<&VirtualMachineInstance>| {
