@@ -4,6 +4,7 @@
 //! This crate does no I/O, knows no libvirt binding and no Kubernetes client. The machine controller takes
 //! [`Launch`], [`paths`] and [`Termination`] from here, the launcher the rest.
 
+pub mod control;
 pub mod fat;
 pub mod launch;
 pub mod machine;

@@ -30,9 +30,11 @@ pub const VOLUMES: &str = "/run/volumes";
 pub const CLOUD_INIT: &str = "/run/cloud-init";
 /// Secrets of access credentials are mounted read-only at `<this>/<place in the list>`.
 pub const ACCESS_CREDENTIALS: &str = "/run/access-credentials";
+/// The Secret with the launcher's key pair for [`CONTROL_PORT`] is mounted read-only here.
+pub const CONTROL_TLS: &str = "/run/control";
 /// Kubernetes' default `terminationMessagePath`.
 pub const TERMINATION_LOG: &str = "/dev/termination-log";
 /// TCP port of the plain HTTP health server in the pod's network namespace.
 pub const HEALTH_PORT: u16 = 49080;
-/// TCP port reserved for the mTLS server in the pod's network namespace.
+/// TCP port of the mTLS server in the pod's network namespace, see [`crate::control`].
 pub const CONTROL_PORT: u16 = 49443;
