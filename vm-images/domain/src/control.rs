@@ -45,6 +45,8 @@ pub const PAUSED: &str = "VMI is paused";
 pub const NOT_RUNNING: &str = "VMI is not running";
 /// Conflict: the guest has no way to be asked (KubeVirt's sentence).
 pub const NO_ACPI: &str = "VMI neither have the agent connected nor the ACPI feature enabled";
+/// Conflict: a command waits for libvirt; one is carried out at a time.
+pub const BUSY: &str = "another command is being carried out";
 /// Conflict: another session is open and shall stay.
 pub const SESSION_OPEN: &str = "another VNC session is open";
 

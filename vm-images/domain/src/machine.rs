@@ -61,6 +61,8 @@ pub struct Machine {
     pub watchdog: Option<&'static str>,
     /// Time from ACPI power button to destruction, in seconds.
     pub grace_seconds: u64,
+    /// Its processors stand still until somebody has them go on.
+    pub start_paused: bool,
 }
 
 /// Virtual processors.

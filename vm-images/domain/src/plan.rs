@@ -8,7 +8,7 @@ mod hardware;
 mod networks;
 
 use kubernest_crds::kubevirt::v1::{
-    Clock as ClockSpec, Cpu as CpuSpec, DomainSpec, Firmware as FirmwareSpec, KernelBoot,
+    Clock as ClockSpec, Cpu as CpuSpec, DomainSpec, Firmware as FirmwareSpec, KernelBoot, start_strategy,
 };
 use kubernest_crds::labels;
 use kubernest_crds::quantity::Quantity;
@@ -95,9 +95,6 @@ pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
     {
         return Err(unsupported("spec.domain.cpu.dedicatedCpuPlacement"));
     }
-    if spec.start_strategy.is_some() {
-        return Err(unsupported("spec.startStrategy"));
-    }
     let hostname = spec.hostname.as_deref().unwrap_or(name);
     let hostname = label(
         "spec.hostname",
@@ -147,6 +144,7 @@ pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
             Some(seconds) => u64::try_from(seconds)
                 .map_err(|_| invalid("spec.terminationGracePeriodSeconds", "must not be negative"))?,
         },
+        start_paused: start_paused(spec.start_strategy.as_deref())?,
         hostname,
     };
     if machine.firmware == Firmware::Efi && !machine.acpi {
@@ -159,6 +157,15 @@ pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
         ));
     }
     Ok(machine)
+}
+
+/// There is one strategy; without it a guest moves at once.
+fn start_paused(strategy: Option<&str>) -> Result<bool, PlanError> {
+    match strategy {
+        None => Ok(false),
+        Some(start_strategy::PAUSED) => Ok(true),
+        Some(_) => Err(unsupported("spec.startStrategy")),
+    }
 }
 
 fn uuid(firmware: &FirmwareSpec) -> Result<Option<String>, PlanError> {

@@ -2,8 +2,6 @@
 //!
 //! Says nothing else, so that it needs no authentication.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -11,34 +9,13 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-/// Why there is no health server.
-#[derive(Debug, thiserror::Error)]
-pub enum HealthError {
-    /// The port is taken.
-    #[error("listening on port {port}")]
-    Listen {
-        /// TCP port.
-        port: u16,
-        /// What was wrong.
-        source: std::io::Error,
-    },
-}
-
 /// Serves health from now on; ready follows the watched value.
-pub async fn serve(port: u16, ready: watch::Receiver<bool>) -> Result<(), HealthError> {
-    let listener = match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
-        Ok(listener) => listener,
-        // A pod without IPv6.
-        Err(_) => TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
-            .await
-            .map_err(|source| HealthError::Listen { port, source })?,
-    };
+pub fn serve(listener: TcpListener, ready: watch::Receiver<bool>) {
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router(ready)).await {
             tracing::error!(%error, "serving health");
         }
     });
-    Ok(())
 }
 
 fn router(ready: watch::Receiver<bool>) -> Router {

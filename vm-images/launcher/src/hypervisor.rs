@@ -1,4 +1,4 @@
-//! libvirt, as little of it as needed: connect, create, power button, destroy, lifecycle events.
+//! libvirt, as little of it as needed: connect, create, pause, power button, reset, destroy, lifecycle events.
 //!
 //! Calls block (they are remote procedure calls to libvirtd): the supervisor makes them on blocking threads. The event
 //! loop has a thread of its own for the life of the process. Nothing here decides anything.
@@ -33,6 +33,18 @@ pub enum HypervisorError {
     /// Power button.
     #[error("pressing the power button")]
     PowerButton(#[source] virt::error::Error),
+    /// Pause.
+    #[error("pausing the domain")]
+    Suspend(#[source] virt::error::Error),
+    /// End of a pause.
+    #[error("resuming the domain")]
+    Resume(#[source] virt::error::Error),
+    /// Reboot.
+    #[error("asking the guest to reboot")]
+    Reboot(#[source] virt::error::Error),
+    /// Reset.
+    #[error("resetting the domain")]
+    Reset(#[source] virt::error::Error),
     /// Destruction.
     #[error("destroying the domain")]
     Destroy(#[source] virt::error::Error),
@@ -110,10 +122,13 @@ impl Hypervisor {
         Ok(())
     }
 
-    /// Creates and starts a transient domain.
-    pub fn create(&self, xml: &str) -> Result<Guest, HypervisorError> {
-        let domain =
-            Domain::create_xml(&self.connect, xml, virt_sys::VIR_DOMAIN_NONE).map_err(HypervisorError::Create)?;
+    /// Creates and starts a transient domain; a paused one executes nothing before [`Guest::resume`].
+    pub fn create(&self, xml: &str, paused: bool) -> Result<Guest, HypervisorError> {
+        let flags = match paused {
+            true => virt_sys::VIR_DOMAIN_START_PAUSED,
+            false => virt_sys::VIR_DOMAIN_NONE,
+        };
+        let domain = Domain::create_xml(&self.connect, xml, flags).map_err(HypervisorError::Create)?;
         Ok(Guest { domain })
     }
 }
@@ -132,6 +147,27 @@ impl Guest {
             .shutdown_flags(flags)
             .map(drop)
             .map_err(HypervisorError::PowerButton)
+    }
+
+    /// Stops the guest's processors; an event tells when they stand still.
+    pub fn suspend(&self) -> Result<(), HypervisorError> {
+        self.domain.suspend().map(drop).map_err(HypervisorError::Suspend)
+    }
+
+    /// Has the guest's processors go on; an event tells when they do.
+    pub fn resume(&self) -> Result<(), HypervisorError> {
+        self.domain.resume().map(drop).map_err(HypervisorError::Resume)
+    }
+
+    /// Presses the ACPI power button; once the guest has powered itself off libvirt resets it instead of ending qemu.
+    pub fn reboot(&self) -> Result<(), HypervisorError> {
+        let flags = virt_sys::VIR_DOMAIN_REBOOT_ACPI_POWER_BTN;
+        self.domain.reboot(flags).map_err(HypervisorError::Reboot)
+    }
+
+    /// Resets the guest as its button would.
+    pub fn reset(&self) -> Result<(), HypervisorError> {
+        self.domain.reset().map(drop).map_err(HypervisorError::Reset)
     }
 
     /// Ends qemu: SIGTERM, so that it flushes its disks, then SIGKILL.
@@ -177,6 +213,7 @@ fn lifecycle(event: c_int, detail: c_int) -> Option<Input> {
         (virt_sys::VIR_DOMAIN_EVENT_SUSPENDED, _) => {
             Input::Paused("qemu paused the guest on an internal error: can this KVM run its kernel?")
         }
+        (virt_sys::VIR_DOMAIN_EVENT_RESUMED, _) => Input::Resumed,
         (virt_sys::VIR_DOMAIN_EVENT_CRASHED, _) => Input::Crashed,
         (virt_sys::VIR_DOMAIN_EVENT_SHUTDOWN, virt_sys::VIR_DOMAIN_EVENT_SHUTDOWN_GUEST) => Input::ShuttingDown,
         (virt_sys::VIR_DOMAIN_EVENT_STOPPED, virt_sys::VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN) => {

@@ -1,7 +1,8 @@
 //! The launcher: reads a launch document, prepares disks, runs one libvirt domain and reports how it ended.
 //!
-//! It holds no credential and talks to nobody: Kubernetes sees its readiness, exit code and termination message; its
-//! stdout is the guest's serial console, its stderr the structured log. It does not decide what to run (the machine
+//! It holds no credential of a Kubernetes API and calls nobody: Kubernetes sees its readiness, exit code and termination
+//! message; its stdout is the guest's serial console, its stderr the structured log. `kubernest-api` alone reaches the
+//! running guest, through the control port. It does not decide what to run (the machine
 //! controller does) and touches no network device (the node agent does).
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use kubernest_domain::{LAUNCH_ENV, Launch, ParseLaunchError, Termination, Termin
 
 mod capabilities;
 pub mod console;
+pub mod control;
 pub mod daemon;
 pub mod dhcp;
 pub mod health;
@@ -19,7 +21,9 @@ pub mod helper;
 #[allow(unsafe_code)]
 pub mod hypervisor;
 pub mod lines;
+pub mod listen;
 pub mod prepare;
+pub mod seat;
 pub mod shares;
 pub mod state;
 pub mod supervisor;
@@ -37,6 +41,12 @@ pub struct Args {
     /// TCP port of /livez and /readyz.
     #[arg(long, env = "KUBERNEST_HEALTH_PORT", default_value_t = paths::HEALTH_PORT)]
     pub health_port: u16,
+    /// TCP port of console, screen and commands.
+    #[arg(long, env = "KUBERNEST_CONTROL_PORT", default_value_t = paths::CONTROL_PORT)]
+    pub control_port: u16,
+    /// Folder with that port's tls.crt and tls.key, and with the CA of its clients, ca.crt.
+    #[arg(long, env = "KUBERNEST_CONTROL_TLS", default_value = paths::CONTROL_TLS)]
+    pub control_tls: PathBuf,
     /// What is logged to stderr, in tracing-subscriber's syntax.
     #[arg(long, env = "KUBERNEST_LOG", default_value = "info")]
     pub log_filter: String,
@@ -72,7 +82,10 @@ pub enum LaunchError {
     Signals(#[source] std::io::Error),
     /// Health port.
     #[error("serving health")]
-    Health(#[from] health::HealthError),
+    Health(#[source] listen::ListenError),
+    /// Control port.
+    #[error("serving the control port")]
+    Control(#[source] listen::ListenError),
     /// Disks.
     #[error(transparent)]
     Prepare(#[from] prepare::PrepareError),

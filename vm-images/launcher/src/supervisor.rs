@@ -1,6 +1,7 @@
-//! The owner of the domain: starts everything, then feeds [`State`] and carries out its actions until it has ended.
+//! A machine from its first helper to its termination message: starts everything, hands it to the domain's [`Owner`],
+//! and collects what is left at the end.
 //!
-//! The only place that awaits more than one thing. It decides nothing that [`State`] could decide.
+//! It decides nothing that [`crate::state::State`] could decide.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -11,23 +12,25 @@ use kubernest_domain::{Accelerator, Termination, xml};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, interval_at, sleep_until};
+use tokio::time::Instant;
 
+use self::owner::Owner;
 use crate::console::Console;
+use crate::control::{self, Backend, Command, Screen};
 use crate::dhcp::server as dhcp;
 use crate::helper::Helper;
 use crate::hypervisor::{self, Guest};
-use crate::state::{Action, Ending, Gone, Input, State};
+use crate::listen::listen;
+use crate::seat::Seat;
+use crate::state::Input;
 use crate::{Args, LaunchError, daemon, failed, health, prepare, shares};
 
-/// Time between two presses of the power button: a kernel that boots misses the first.
-const PRESS_AGAIN: Duration = Duration::from_secs(5);
-/// How long libvirt may take from a guest's pause to the panic that caused it.
-const SETTLE: Duration = Duration::from_secs(1);
+mod owner;
+
 /// How long the rest of the serial console may take to arrive once qemu is gone.
 const DRAIN: Duration = Duration::from_secs(2);
-/// How long libvirt may take to end qemu (it gives SIGTERM 10 s, then SIGKILL).
-const DESTROY_LIMIT: Duration = Duration::from_secs(40);
+/// Commands that wait for the owner.
+const COMMANDS: usize = 8;
 /// Bytes of qemu's log that go into a termination message.
 const QEMU_LOG_TAIL: u64 = 600;
 
@@ -56,7 +59,7 @@ pub async fn supervise(args: &Args, machine: Machine) -> Termination {
         milliseconds = begin.elapsed().as_millis() as u64,
         "started"
     );
-    let (reason, message) = own(&mut running, &machine, &ready, &mut signals).await;
+    let (reason, message) = Owner::new(&mut running, &machine, &ready, &mut signals).own().await;
     let _ = tokio::time::timeout(DRAIN, async {
         if let Some((_, task)) = &mut running.console {
             let _ = task.await;
@@ -98,18 +101,33 @@ impl Signals {
 struct Running {
     guest: Guest,
     events: mpsc::UnboundedReceiver<Input>,
+    /// The other end of `events`, for what becomes of commands to libvirt.
+    outcomes: mpsc::UnboundedSender<Input>,
+    /// From the control port.
+    commands: mpsc::Receiver<Command>,
     console: Option<(Console, JoinHandle<()>)>,
     /// Ends with the name of the first helper that has ended.
     helpers: JoinSet<String>,
 }
 
 async fn start(args: &Args, machine: &Machine, ready: watch::Receiver<bool>) -> Result<Running, LaunchError> {
-    health::serve(args.health_port, ready).await?;
+    health::serve(listen(args.health_port).await.map_err(LaunchError::Health)?, ready);
     hypervisor::start_event_loop()?;
     let console = match machine.serial_console {
         true => Some(Console::listen(Path::new(xml::SERIAL_SOCKET)).map_err(LaunchError::Console)?),
         false => None,
     };
+    let (sender, commands) = mpsc::channel(COMMANDS);
+    let backend = Backend {
+        console: console.as_ref().map(|(console, _)| console.clone()),
+        screen: machine.graphics.then(|| Screen {
+            socket: xml::VNC_SOCKET.into(),
+            seat: Seat::default(),
+        }),
+        commands: sender,
+    };
+    let listener = listen(args.control_port).await.map_err(LaunchError::Control)?;
+    control::serve(listener, args.control_tls.clone(), backend);
     let mut helpers = JoinSet::new();
     for share in &machine.shares {
         watch_over(&mut helpers, shares::serve(&args.virtiofsd, share)?);
@@ -127,14 +145,16 @@ async fn start(args: &Args, machine: &Machine, ready: watch::Receiver<bool>) -> 
     )?;
     let (daemon, hypervisor) = libvirtd;
     watch_over(&mut helpers, daemon);
-    let (sender, events) = mpsc::unbounded_channel();
-    hypervisor.subscribe(sender)?;
-    let xml = xml::domain(machine);
+    let (outcomes, events) = mpsc::unbounded_channel();
+    hypervisor.subscribe(outcomes.clone())?;
+    let (xml, paused) = (xml::domain(machine), machine.start_paused);
     tracing::debug!(xml, "domain");
-    let guest = blocking(move || hypervisor.create(&xml)).await?;
+    let guest = blocking(move || hypervisor.create(&xml, paused)).await?;
     Ok(Running {
         guest,
         events,
+        outcomes,
+        commands,
         console,
         helpers,
     })
@@ -145,63 +165,6 @@ fn watch_over(helpers: &mut JoinSet<String>, mut helper: Helper) {
         let status = helper.child.wait().await;
         tracing::info!(helper = helper.name, ?status, said = ?helper.tail.to_vec(), "ended");
         helper.name
-    });
-}
-
-/// Feeds the state machine until the domain has ended.
-async fn own(running: &mut Running, machine: &Machine, ready: &watch::Sender<bool>, signals: &mut Signals) -> Ending {
-    let far = Instant::now() + Duration::from_secs(1 << 30);
-    let (mut grace, mut destroyed_by) = (far, far);
-    let mut press = interval_at(far, PRESS_AGAIN);
-    let mut state = State::NEW;
-    let mut input = Input::Started;
-    loop {
-        tracing::debug!(?state, ?input, "step");
-        let (next, actions) = state.step(input, machine.acpi);
-        state = next;
-        for action in actions {
-            match action {
-                Action::Ready(value) => drop(ready.send_replace(value)),
-                Action::PowerButton => command(&running.guest, Guest::power_button),
-                Action::StartGrace => {
-                    grace = Instant::now() + Duration::from_secs(machine.grace_seconds);
-                    press = interval_at(Instant::now() + PRESS_AGAIN, PRESS_AGAIN);
-                }
-                Action::Settle => grace = Instant::now() + SETTLE,
-                Action::Destroy => {
-                    command(&running.guest, Guest::destroy);
-                    destroyed_by = Instant::now() + DESTROY_LIMIT;
-                    (grace, press) = (far, interval_at(far, PRESS_AGAIN));
-                }
-            }
-        }
-        if let State::Ended(ending) = state {
-            return ending;
-        }
-        input = tokio::select! {
-            // What has happened to the domain goes before what it caused.
-            biased;
-            Some(event) = running.events.recv() => event,
-            () = signals.stop() => Input::StopAsked,
-            Some(Ok(helper)) = running.helpers.join_next() => Input::HelperDied(helper),
-            () = sleep_until(grace) => {
-                grace = far;
-                Input::GraceElapsed
-            }
-            _ = press.tick() => Input::PressAgain,
-            // libvirt itself hangs or is gone: with this process everything in the pod ends.
-            () = sleep_until(destroyed_by) => Input::Gone(Gone::Destroyed),
-        };
-    }
-}
-
-/// Tells libvirt to do something; what comes of it arrives as an event.
-fn command(guest: &Guest, what: fn(&Guest) -> Result<(), hypervisor::HypervisorError>) {
-    let guest = guest.clone();
-    tokio::task::spawn_blocking(move || {
-        if let Err(error) = what(&guest) {
-            tracing::warn!(error = crate::chain(&error), "commanding the domain");
-        }
     });
 }
 

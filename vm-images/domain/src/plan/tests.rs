@@ -185,7 +185,7 @@ fn plan_claims_leave_room_for_the_file_system() {
 #[case(json!({ "spec": { "domain": { "firmware": { "bootloader": { "efi": { "secureBoot": false } } },
     "features": { "acpi": { "enabled": false } } } } }), "spec.domain.features.acpi.enabled: false with EFI: not supported")]
 #[case(json!({ "spec": { "domain": { "cpu": { "dedicatedCpuPlacement": true } } } }), "spec.domain.cpu.dedicatedCpuPlacement: not supported")]
-#[case(json!({ "spec": { "startStrategy": "Paused" } }), "spec.startStrategy: not supported")]
+#[case(json!({ "spec": { "startStrategy": "Later" } }), "spec.startStrategy: not supported")]
 #[case(json!({ "spec": { "domain": { "devices": { "inputs": [{ "name": "a", "type": "keyboard" }] } } } }),
     "spec.domain.devices.inputs[0].type: not supported")]
 #[case(disk(json!({}), json!({})), "spec.volumes[0]: must have exactly one source type set")]
@@ -201,6 +201,14 @@ fn plan_claims_leave_room_for_the_file_system() {
 fn plan_refuses_by_field(#[case] vmi: Value, #[case] message: &str) {
     let refused = plan::machine(&launch("tcg", json!({ "vmi": vmi }))).unwrap_err();
     assert_eq!(refused.to_string(), message);
+}
+
+#[rstest]
+#[case(json!({}), false)]
+#[case(json!({ "startStrategy": "Paused" }), true)]
+fn plan_start_strategy(#[case] spec: Value, #[case] paused: bool) {
+    let machine = plan::machine(&launch("tcg", json!({ "vmi": { "spec": spec } }))).unwrap();
+    assert_eq!(machine.start_paused, paused);
 }
 
 /// A spec with one disk `d` and its volume.

@@ -1,8 +1,14 @@
 //! Lives as lists of inputs.
 
 use kubernest_domain::TerminationReason::{self, GuestCrashed, GuestPaused, GuestShutdown, Stopped};
+use rstest::rstest;
 
 use super::*;
+
+mod requests;
+
+const STARTED: Input = Input::Started { paused: false };
+const MOVING: State = State::Running(Motion::Moving);
 
 fn live(inputs: &[Input]) -> (State, Vec<Action>) {
     inputs
@@ -25,7 +31,7 @@ fn reason(state: &State) -> Option<TerminationReason> {
 
 #[test]
 fn state_a_guest_that_powers_off_is_done() {
-    let (state, actions) = live(&[Input::Started, Input::Gone(Gone::PoweredOff)]);
+    let (state, actions) = live(&[STARTED, Input::Gone(Gone::PoweredOff)]);
     assert_eq!(reason(&state), Some(GuestShutdown));
     assert_eq!(actions, [Action::Ready(true), Action::Ready(false)]);
 }
@@ -34,7 +40,7 @@ fn state_a_guest_that_powers_off_is_done() {
 fn state_a_stop_is_asked_for_then_enforced() {
     use Action::{Destroy, PowerButton, Ready, StartGrace};
     let (state, actions) = live(&[
-        Input::Started,
+        STARTED,
         Input::StopAsked,
         Input::StopAsked,
         Input::PressAgain,
@@ -58,14 +64,14 @@ fn state_a_stop_is_asked_for_then_enforced() {
 
 #[test]
 fn state_a_stop_while_starting_is_not_lost() {
-    let (state, actions) = live(&[Input::StopAsked, Input::Started]);
-    assert_eq!(state, State::Stopping);
+    let (state, actions) = live(&[Input::StopAsked, STARTED]);
+    assert_eq!(state, State::Stopping { paused: false });
     assert_eq!(actions, [Action::Ready(false), Action::PowerButton, Action::StartGrace]);
 }
 
 #[test]
 fn state_a_guest_without_acpi_is_not_asked() {
-    let (state, actions) = State::Running.step(Input::StopAsked, false);
+    let (state, actions) = MOVING.step(Input::StopAsked, false);
     assert_eq!(
         (state, actions),
         (State::Killing, vec![Action::Ready(false), Action::Destroy])
@@ -78,7 +84,7 @@ fn state_failures_destroy_first_and_keep_their_reason() {
         (Input::Crashed, GuestCrashed),
         (Input::HelperDied("virtiofsd".into()), GuestCrashed),
     ] {
-        let (state, actions) = live(&[Input::Started, input.clone()]);
+        let (state, actions) = live(&[STARTED, input.clone()]);
         assert_eq!(actions.last(), Some(&Action::Destroy), "{input:?}");
         assert_eq!(
             reason(&state.step(Input::Gone(Gone::Destroyed), true).0),
@@ -89,7 +95,7 @@ fn state_failures_destroy_first_and_keep_their_reason() {
 
 #[test]
 fn state_a_pause_is_a_failure_unless_it_was_a_panic() {
-    let (state, actions) = live(&[Input::Started, Input::Paused("x")]);
+    let (state, actions) = live(&[STARTED, Input::Paused("x")]);
     assert_eq!(actions.last(), Some(&Action::Settle));
     assert_eq!(
         reason(&state.clone().step(Input::Gone(Gone::Died), true).0),
@@ -116,13 +122,13 @@ fn state_a_pause_is_a_failure_unless_it_was_a_panic() {
 fn state_helpers_that_end_with_the_guest_are_no_crash() {
     let helper = || Input::HelperDied("virtiofsd".into());
     for inputs in [
-        vec![Input::Started, Input::ShuttingDown, helper(), Input::Gone(Gone::Died)],
-        vec![Input::Started, helper(), Input::Gone(Gone::PoweredOff)],
+        vec![STARTED, Input::ShuttingDown, helper(), Input::Gone(Gone::Died)],
+        vec![STARTED, helper(), Input::Gone(Gone::PoweredOff)],
     ] {
         assert_eq!(reason(&live(&inputs).0), Some(GuestShutdown), "{inputs:?}");
     }
     let (state, actions) = live(&[
-        Input::Started,
+        STARTED,
         Input::StopAsked,
         Input::ShuttingDown,
         helper(),
@@ -136,33 +142,43 @@ fn state_helpers_that_end_with_the_guest_are_no_crash() {
 
 #[test]
 fn state_qemus_death_is_named_before_that_of_its_helpers() {
-    let (state, _) = live(&[
-        Input::Started,
-        Input::HelperDied("virtiofsd".into()),
-        Input::Gone(Gone::Died),
-    ]);
+    let (state, _) = live(&[STARTED, Input::HelperDied("virtiofsd".into()), Input::Gone(Gone::Died)]);
     assert_eq!(state, State::Ended((GuestCrashed, "qemu ended unexpectedly".into())));
 }
 
-#[test]
-fn state_every_path_ends_when_the_domain_is_gone() {
+#[rstest]
+fn state_every_path_ends_when_the_domain_is_gone(
+    #[values(Gone::PoweredOff, Gone::Destroyed, Gone::Panicked, Gone::Died)] gone: Gone,
+) {
     let inputs = [
-        Input::Started,
+        STARTED,
+        Input::Started { paused: true },
         Input::Paused("x"),
+        Input::Resumed,
         Input::Crashed,
         Input::ShuttingDown,
         Input::HelperDied("x".into()),
         Input::StopAsked,
+        Input::Asked(Request::Pause),
+        Input::Asked(Request::Unpause),
+        Input::Asked(Request::SoftReboot),
+        Input::CommandDone,
+        Input::CommandFailed("x".into()),
         Input::PressAgain,
         Input::GraceElapsed,
     ];
     for a in &inputs {
         for b in &inputs {
             for c in &inputs {
-                for gone in [Gone::PoweredOff, Gone::Destroyed, Gone::Panicked, Gone::Died] {
-                    let (state, _) = live(&[a.clone(), b.clone(), c.clone(), Input::Gone(gone)]);
-                    assert!(reason(&state).is_some(), "{a:?} {b:?} {c:?} {gone:?}");
-                }
+                let path = [a.clone(), b.clone(), c.clone(), Input::Gone(gone)];
+                let (state, actions) = live(&path);
+                assert!(reason(&state).is_some(), "{path:?}");
+                let asked = path.iter().filter(|input| matches!(input, Input::Asked(_))).count();
+                let answered = actions
+                    .iter()
+                    .filter(|action| matches!(action, Action::Answer(_)))
+                    .count();
+                assert_eq!(asked, answered, "each request gets one answer: {path:?} {actions:?}");
             }
         }
     }

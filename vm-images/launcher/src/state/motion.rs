@@ -1,0 +1,75 @@
+//! What the processors of a running guest do, and what requests and libvirt's events make of that. Pure.
+
+use super::{Action, Input, Refusal, Request};
+
+/// What the processors of a running guest do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Motion {
+    /// They move.
+    Moving,
+    /// libvirt was told to stop them.
+    Pausing,
+    /// They stand still, as somebody wanted.
+    Paused,
+    /// libvirt was told to have them go on.
+    Resuming,
+    /// They move; libvirt was told to reboot the guest.
+    Rebooting,
+    /// They move; libvirt was told to reset the guest.
+    Resetting,
+}
+
+impl Motion {
+    /// That of a domain that has just started.
+    pub(super) fn started(paused: bool) -> Self {
+        if paused { Self::Paused } else { Self::Moving }
+    }
+
+    /// A request is being carried out.
+    pub(super) fn is_pending(self) -> bool {
+        !matches!(self, Self::Moving | Self::Paused)
+    }
+
+    /// The processors stand still, or may do so any moment.
+    pub(super) fn needs_resume(self) -> bool {
+        matches!(self, Self::Pausing | Self::Paused | Self::Resuming)
+    }
+
+    /// What a request leads to: a command to libvirt, or its refusal.
+    pub(super) fn asked(self, request: Request, acpi: bool) -> (Self, Action) {
+        let refused = |refusal| (self, Action::Answer(Err(refusal)));
+        match (self, request) {
+            (Self::Pausing | Self::Resuming | Self::Rebooting | Self::Resetting, _) => refused(Refusal::Busy),
+            (Self::Moving, Request::Pause) => (Self::Pausing, Action::Suspend),
+            (Self::Paused, Request::Pause) => refused(Refusal::AlreadyPaused),
+            (Self::Paused, Request::Unpause) => (Self::Resuming, Action::Resume),
+            (Self::Moving, Request::Unpause) => refused(Refusal::NotPaused),
+            (Self::Paused, Request::SoftReboot | Request::Reset) => refused(Refusal::Paused),
+            (Self::Moving, Request::SoftReboot) if !acpi => refused(Refusal::NoAcpi),
+            (Self::Moving, Request::SoftReboot) => (Self::Rebooting, Action::Reboot),
+            (Self::Moving, Request::Reset) => (Self::Resetting, Action::Reset),
+        }
+    }
+
+    /// What else concerns the processors alone, with the answer to the request that is being carried out; nothing when
+    /// it concerns the whole domain.
+    pub(super) fn follow(self, input: &Input) -> Option<(Self, Vec<Action>)> {
+        let done = || vec![Action::Answer(Ok(()))];
+        let failed = |why: &String| vec![Action::Answer(Err(Refusal::Failed(why.clone())))];
+        Some(match (self, input) {
+            (Self::Pausing, Input::Paused(_)) => (Self::Paused, done()),
+            // libvirt says so of a domain that starts paused too, and late: never after it has said that it goes on.
+            (Self::Paused | Self::Resuming, Input::Paused(_)) => (self, vec![]),
+            (Self::Resuming, Input::Resumed) => (Self::Moving, done()),
+            (Self::Paused, Input::Resumed) => (Self::Moving, vec![]),
+            // Said of the domain's start.
+            (_, Input::Resumed) => (self, vec![]),
+            (Self::Rebooting | Self::Resetting, Input::CommandDone) => (Self::Moving, done()),
+            (Self::Pausing | Self::Rebooting | Self::Resetting, Input::CommandFailed(why)) => {
+                (Self::Moving, failed(why))
+            }
+            (Self::Resuming, Input::CommandFailed(why)) => (Self::Paused, failed(why)),
+            _ => return None,
+        })
+    }
+}
