@@ -32,6 +32,56 @@ impl Quantity {
         Ok(nano.div_euclid(1_000_000_000) + i128::from(nano.rem_euclid(1_000_000_000) != 0))
     }
 
+    /// The text that Kubernetes writes back: the largest suffix of the same kind that leaves a whole number, and no more
+    /// than 63 bits. A text that is no quantity stays as it is.
+    pub fn canonical(&self) -> String {
+        let Ok(nano) = self.nano() else {
+            return self.largest_if_too_large();
+        };
+        if nano > i128::from(i64::MAX) * 1_000_000_000 {
+            return i64::MAX.to_string();
+        }
+        let whole = nano.div_euclid(1_000_000_000);
+        let binary = self.0.ends_with('i');
+        if binary && nano % 1_000_000_000 == 0 && whole.unsigned_abs() >= 1024 {
+            let power = (1..=6).rev().find(|power| whole % 1024i128.pow(*power) == 0);
+            let power = power.unwrap_or_default();
+            let suffix = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][power as usize];
+            return format!("{}{suffix}", whole / 1024i128.pow(power));
+        }
+        let exponential = self.0.contains(['e']) || (self.0.contains('E') && !self.0.ends_with('E'));
+        let suffixes = [
+            (27, "E", "e18"),
+            (24, "P", "e15"),
+            (21, "T", "e12"),
+            (18, "G", "e9"),
+            (15, "M", "e6"),
+            (12, "k", "e3"),
+            (9, "", ""),
+            (6, "m", "e-3"),
+            (3, "u", "e-6"),
+        ];
+        let fits = suffixes.iter().find(|(power, ..)| nano % 10i128.pow(*power) == 0);
+        match fits {
+            _ if nano == 0 => "0".to_owned(),
+            Some((power, suffix, exponent)) => {
+                format!(
+                    "{}{}",
+                    nano / 10i128.pow(*power),
+                    if exponential { exponent } else { suffix }
+                )
+            }
+            None => format!("{nano}{}", if exponential { "e-9" } else { "n" }),
+        }
+    }
+
+    /// A number that even 128 bits do not hold is cut off at 63, as any other that is too large.
+    fn largest_if_too_large(&self) -> String {
+        let digits = self.0.trim_start_matches('+');
+        let huge = digits.len() > 20 && digits.bytes().take(20).all(|byte| byte.is_ascii_digit());
+        if huge { i64::MAX.to_string() } else { self.0.clone() }
+    }
+
     fn nano(&self) -> Result<i128, ParseQuantityError> {
         let text = self.0.as_str();
         let end = text

@@ -58,6 +58,9 @@ pub struct Cpu {
     /// Sockets. Default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sockets: Option<u32>,
+    /// Sockets that there could be after plugging; taken note of only, as a running machine is given none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_sockets: Option<u32>,
     /// Threads of a core. Default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,

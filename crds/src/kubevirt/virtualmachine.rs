@@ -131,7 +131,19 @@ pub struct VirtualMachineStatus {
     pub desired_generation: Option<i64>,
 }
 
-/// A start or stop asked for through the API.
+/// Words of a [`StateChangeRequest`].
+pub mod state_change {
+    /// Action: make an instance.
+    pub const START: &str = "Start";
+    /// Action: delete the instance of the request's uid.
+    pub const STOP: &str = "Stop";
+    /// Key in the data of a start: with [`TRUE`] the guest stands still until it is unpaused.
+    pub const PAUSED: &str = "paused";
+    /// A value in the data of a start.
+    pub const TRUE: &str = "true";
+}
+
+/// A start or stop asked for through the API, see [`state_change`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StateChangeRequest {

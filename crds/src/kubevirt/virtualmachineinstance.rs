@@ -114,7 +114,7 @@ pub struct VirtualMachineInstanceSpec {
     /// Scheduler, as in a pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduler_name: Option<String>,
-    /// How the guest starts: running when not given. `Paused` is not supported yet.
+    /// How the guest starts: running when not given, with `Paused` standing still until it is unpaused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_strategy: Option<String>,
     /// Who may log in.
@@ -234,6 +234,9 @@ pub struct VirtualMachineInstanceStatus {
     /// Launcher pods by UID, with their node.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub active_pods: BTreeMap<String, String>,
+    /// Address of the launcher pod (Kubernest's own; KubeVirt has none): where `kubernest-api` reaches console and screen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub launcher_address: Option<String>,
     /// Interfaces, in the order of the spec.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<InterfaceStatus>,
@@ -246,6 +249,12 @@ pub struct VirtualMachineInstanceStatus {
     /// Last lines of the serial console, answered to a request (see `labels::CONSOLE_TAIL_REQUEST`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub console_tail: Option<ConsoleTail>,
+}
+
+/// Values of `spec.startStrategy`.
+pub mod start_strategy {
+    /// The guest stands still until it is unpaused.
+    pub const PAUSED: &str = "Paused";
 }
 
 /// Values of `status.phase`.

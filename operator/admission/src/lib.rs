@@ -51,6 +51,14 @@ impl Review<'_> {
     }
 }
 
+/// The spec of a VirtualMachineInstance with its gaps filled as KubeVirt fills them; `firmware.uuid` apart, which is drawn
+/// by chance.
+pub fn defaulted_instance(object: &Value) -> Option<Value> {
+    let mut spec = object.get("spec")?.clone();
+    machine::fill_defaults(&mut spec);
+    Some(spec)
+}
+
 /// Decides upon an object by its kind; `None` for kinds that Kubernest has no rules for.
 pub fn admit(installation: &Installation, kind: &str, review: Review<'_>) -> Option<Decision> {
     let decide: fn(&Installation, Review<'_>) -> Decision = match kind {

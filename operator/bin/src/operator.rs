@@ -59,9 +59,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 /// Starts all controllers.
 fn start(args: Args, client: Client, metrics: Metrics, shutdown: &CancellationToken) -> JoinSet<&'static str> {
     let mut controllers = JoinSet::new();
-    let machine = kubernest_machine::run(client.clone(), args.machine, metrics.clone(), shutdown.clone());
+    let (namespace, machine) = (args.namespace, args.machine);
+    let shared = (client.clone(), metrics.clone(), shutdown.clone());
     controllers.spawn(async move {
-        machine.await;
+        let (client, metrics, shutdown) = shared;
+        kubernest_machine::run(client, &namespace, machine, metrics, shutdown).await;
         "machine"
     });
     let tenant = kubernest_tenant::run(client, args.tenant, metrics, shutdown.clone());

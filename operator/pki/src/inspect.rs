@@ -45,8 +45,12 @@ pub struct CertificateInfo {
 impl CertificateInfo {
     /// Reads the first certificate of a PEM chain.
     pub fn from_pem(pem: &str) -> Result<Self, InspectError> {
-        let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(InspectError::Pem)?;
-        let (_, certificate) = X509Certificate::from_der(&der).map_err(InspectError::Parse)?;
+        Self::from_der(&CertificateDer::from_pem_slice(pem.as_bytes()).map_err(InspectError::Pem)?)
+    }
+
+    /// Reads a certificate in DER, as TLS hands it over.
+    pub fn from_der(der: &[u8]) -> Result<Self, InspectError> {
+        let (_, certificate) = X509Certificate::from_der(der).map_err(InspectError::Parse)?;
         let texts =
             |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| attribute.as_str().ok().map(str::to_owned);
         let names = certificate.subject_alternative_name().ok().flatten();

@@ -2,7 +2,7 @@
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use rcgen::KeyPair;
+use rcgen::{KeyPair, PublicKeyData};
 
 use crate::{CertificateInfo, CsrError, InspectError, Leaf, SigningRequest};
 
@@ -84,7 +84,7 @@ pub async fn issue(issuer: &dyn Issuer, leaf: &Leaf) -> Result<Credential, Issue
 }
 
 impl Credential {
-    /// Reads a stored pair. Does not check that key and certificate belong together: both were stored at once.
+    /// Reads a stored pair. Does not check that key and certificate belong together, see [`Credential::is_pair`].
     pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, IssueError> {
         let info = CertificateInfo::from_pem(chain_pem).map_err(IssueError::Inspect)?;
         Ok(Credential {
@@ -92,5 +92,12 @@ impl Credential {
             key_pem: key_pem.to_owned(),
             not_after: info.not_after,
         })
+    }
+
+    /// Whether key and certificate belong together; a pair that was stored at once does.
+    pub fn is_pair(&self) -> bool {
+        let key = KeyPair::from_pem(&self.key_pem);
+        let info = CertificateInfo::from_pem(&self.chain_pem);
+        matches!((key, info), (Ok(key), Ok(info)) if info.public_key() == key.subject_public_key_info())
     }
 }

@@ -5,6 +5,7 @@
 
 mod cloudinit;
 mod credentials;
+mod defaults;
 mod disks;
 mod hardware;
 mod interfaces;
@@ -12,6 +13,7 @@ mod resources;
 mod settings;
 mod volumes;
 
+pub use defaults::fill as fill_defaults;
 use kubernest_crds::kubevirt::v1::{VirtualMachineInstanceSpec, VirtualMachineSpec, run_strategy};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -75,8 +77,7 @@ fn strategy(report: &mut Report, spec: &VirtualMachineSpec) {
             "Running and RunStrategy are mutually exclusive. Note that Running is deprecated, please use RunStrategy instead",
         ),
         (None, None) => report.invalid("spec.running", "RunStrategy must be specified"),
-        (Some(_), None) | (None, Some(ALWAYS | HALTED | RERUN_ON_FAILURE | ONCE)) => {}
-        (None, Some(MANUAL)) => report.not_supported("spec.runStrategy", "spec.runStrategy: Manual is not supported"),
+        (Some(_), None) | (None, Some(ALWAYS | HALTED | MANUAL | RERUN_ON_FAILURE | ONCE)) => {}
         (None, Some(other)) => report.invalid("spec.runStrategy", format!("Invalid RunStrategy ({other})")),
     }
 }

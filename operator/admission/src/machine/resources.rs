@@ -38,6 +38,7 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
         }
     }
     memory(report, f, spec);
+    sockets(report, f, spec);
     dedicated(report, f, spec);
 }
 
@@ -111,6 +112,17 @@ fn quantity(report: &mut Report, field: &str, quantity: Option<&Quantity>) -> Op
         Ok(value) => return Some(value),
     }
     None
+}
+
+fn sockets(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
+    let Some(cpu) = &spec.domain.cpu else { return };
+    if cpu
+        .max_sockets
+        .is_some_and(|max| max != 0 && cpu.sockets.unwrap_or_default() > max)
+    {
+        let message = "Number of sockets in CPU topology is greater than the maximum sockets allowed";
+        report.invalid(format!("{f}.domain.cpu.sockets"), message);
+    }
 }
 
 fn memory(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {

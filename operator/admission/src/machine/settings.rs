@@ -1,6 +1,6 @@
 //! Everything of an instance that is neither device nor size: names, DNS, machine type, strategies.
 
-use kubernest_crds::kubevirt::v1::VirtualMachineInstanceSpec;
+use kubernest_crds::kubevirt::v1::{VirtualMachineInstanceSpec, start_strategy};
 
 use super::unsupported;
 use crate::{
@@ -31,10 +31,15 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     }
     match spec.start_strategy.as_deref() {
         None => {}
-        Some("Paused") => report.not_supported(
+        // The kubelet would end a guest that stands still and so does not answer.
+        Some(start_strategy::PAUSED) if spec.liveness_probe.is_some() => report.invalid(
             format!("{f}.startStrategy"),
-            format!("{f}.startStrategy: Paused is not supported"),
+            format!(
+                "either {f}.startStrategy or {f}.livenessProbe should be provided.Pausing VMI with LivenessProbe is not \
+                 supported"
+            ),
         ),
+        Some(start_strategy::PAUSED) => {}
         Some(other) => report.invalid(
             format!("{f}.startStrategy"),
             format!("{f}.startStrategy is set with an unrecognized option: {other}"),

@@ -2,13 +2,14 @@
 //!
 //! Two controllers on one set of watches ([`stores`]). A VirtualMachine keeps an instance in being as its run strategy
 //! says; an instance is one run and owns at most one launcher pod, whose state it reports. Decisions are pure functions
-//! (`validate`, `build`, `status`); what writes stands in `apply`.
+//! (`validate`, `build`, `status`); what writes stands in `apply`. Each launcher gets a certificate of one CA ([`trust`]).
 //! Deliberately not here: tenant clusters, the inside of a launcher, admission.
 
 mod conditions;
 mod freshness;
 mod names;
 mod stores;
+mod trust;
 mod virtualmachine;
 mod virtualmachineinstance;
 mod write;
@@ -24,6 +25,7 @@ use tokio::task::JoinSet;
 
 use crate::freshness::Freshness;
 use crate::stores::Stores;
+use crate::trust::Trust;
 
 pub use names::{ANNOTATION_TEMPLATE_HASH, ANNOTATION_VM_GENERATION, MANAGER, launcher_pod};
 pub use virtualmachineinstance::resources::overhead_bytes;
@@ -64,27 +66,36 @@ pub(crate) struct Context {
     pub(crate) events: Recorder,
     pub(crate) stores: Stores,
     pub(crate) fresh: Freshness,
+    pub(crate) trust: Trust,
     pub(crate) options: Options,
 }
 
-/// Runs both controllers until `shutdown`.
-pub async fn run(client: Client, options: Options, metrics: Metrics, shutdown: CancellationToken) {
+/// Runs both controllers until `shutdown`; `namespace` is where Kubernest itself runs, and keeps its Secrets.
+pub async fn run(client: Client, namespace: &str, options: Options, metrics: Metrics, shutdown: CancellationToken) {
     let (stores, queues, watches) = Stores::open(&client);
+    let applier = Applier::new(client.clone(), MANAGER);
+    let trust = Trust::new(&client, &applier, namespace);
     let context = Arc::new(Context {
-        applier: Applier::new(client.clone(), MANAGER),
+        applier,
         events: Recorder::new(client.clone(), MANAGER),
         client,
         stores: stores.clone(),
         fresh: Freshness::default(),
+        trust: trust.clone(),
         options,
     });
     // Aborted when dropped, so that ending this future ends everything.
     let (mut watching, mut controllers) = (JoinSet::new(), JoinSet::new());
     watching.spawn(watches);
-    tokio::select! {
-        ready = stores.wait_until_ready() => if ready.is_err() { return },
+    // Machines are looked at after a first attempt, so that none fails to start for want of a CA that is there.
+    let (look_again, ready) = tokio::select! {
+        first = futures::future::join(trust.settle(), stores.wait_until_ready()) => first,
         () = shutdown.cancelled() => return,
+    };
+    if ready.is_err() {
+        return;
     }
+    watching.spawn(trust.keep(look_again));
     let settings = |name| Settings {
         concurrency: CONCURRENCY,
         ..Settings::new(metrics.controller(name), shutdown.clone())

@@ -27,6 +27,11 @@ pub fn launcher_pod(instance: &str, uid: &str) -> String {
     format!("{POD_NAME_PREFIX}{}-{suffix}", part.trim_end_matches('-'))
 }
 
+/// The Secret with the key pair of that pod's control port.
+pub fn control_secret(instance: &str, uid: &str) -> String {
+    format!("{}-control", launcher_pod(instance, uid))
+}
+
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

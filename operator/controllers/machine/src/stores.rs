@@ -310,7 +310,7 @@ fn prune_metadata<K: Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
 }
 
-/// Keeps what says where a launcher is, whether it may use KVM, and how it fares.
+/// Keeps what says where a launcher is, whether it may use KVM, how it fares, and how long it was given to end.
 fn prune_pod(pod: &mut Pod) {
     prune_metadata(pod);
     let Some(spec) = &mut pod.spec else { return };
@@ -323,6 +323,7 @@ fn prune_pod(pod: &mut Pod) {
     *spec = PodSpec {
         containers: containers.collect(),
         node_name: spec.node_name.take(),
+        termination_grace_period_seconds: spec.termination_grace_period_seconds,
         ..PodSpec::default()
     };
 }

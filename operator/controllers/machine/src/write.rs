@@ -1,5 +1,5 @@
-//! The two writes that `kubernest_runtime::Applier` has not: a status bound to one object at one version, and a create
-//! whose answer tells whether it was ours.
+//! The writes that `kubernest_runtime::Applier` has not: a status bound to one object at one version, and creates whose
+//! answer tells whether it was ours.
 //!
 //! A status computed from an old copy must not land on a newer object, and least of all on another one of the same name:
 //! uid and resourceVersion go along, and the API server answers 409 if either differs.
@@ -68,17 +68,35 @@ where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize,
 {
     let api = api::<K>(client, desired);
-    let params = PostParams {
-        field_manager: Some(MANAGER.to_owned()),
-        ..PostParams::default()
-    };
-    match api.create(&params, desired).await {
+    match api.create(&params(), desired).await {
         Ok(created) => Ok(Created::New(created)),
         Err(kube::Error::Api(answer)) if answer.reason == "AlreadyExists" => Ok(api
             .get_opt(&desired.name_any())
             .await?
             .map_or(Created::Lost, Created::Existing)),
         Err(error) => Err(error),
+    }
+}
+
+/// Creates `desired`; false when an object of that name was there before, which is not read.
+///
+/// # Errors
+/// When the API server refuses for another reason, or is not reached.
+pub async fn create_unread<K>(client: &Client, desired: &K) -> Result<bool, kube::Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize,
+{
+    match api::<K>(client, desired).create(&params(), desired).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(answer)) if answer.reason == "AlreadyExists" => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn params() -> PostParams {
+    PostParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PostParams::default()
     }
 }
 

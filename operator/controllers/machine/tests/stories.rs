@@ -6,6 +6,8 @@
 // Helpers of tests are tests as well; clippy sees only functions marked so.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod credentials;
+mod requests;
 mod support;
 
 use std::future::Future;
@@ -79,6 +81,12 @@ async fn reconcile_stories_against_a_real_api_server() {
     story(
         "lost node",
         reconcile_lost_node(&Stage::without_kubelet(&theatre, "lost-node").await).boxed(),
+    )
+    .await;
+    requests::tell(&theatre).await;
+    story(
+        "credentials",
+        credentials::reconcile_credentials(&Stage::set(&theatre, "credentials").await, &theatre).boxed(),
     )
     .await;
     story(
@@ -399,7 +407,7 @@ async fn reconcile_rest(stage: &Stage, theatre: &Theatre) {
     drop(restarted);
 }
 
-/// Create, lose the pod, delete: by operators that each die after so many writes, before they see the last one's answer.
+/// Create, lose the pod, restart, delete: by operators that each die after so many writes, before they see the last one's answer.
 ///
 /// With one write each, every write is followed by a death. To die before a write leaves what dying after the previous
 /// one does.
@@ -410,6 +418,7 @@ async fn reconcile_killed(theatre: &Theatre) {
         nobody.kill();
         let mut stage = Stage::with_controllers(theatre, &format!("killed-after-{writes}"), nobody).await;
         stage.kubelet = Some(Kubelet::start(&stage.client, &stage.namespace).await);
+        credentials::forget(&stage).await;
         let deaths = Arc::new(AtomicUsize::new(0));
         let (count, config) = (deaths.clone(), config.clone());
         let mut operators = JoinSet::new();
@@ -447,8 +456,15 @@ async fn life(stage: &Stage) {
         assert!(Instant::now() < deadline, "{}: no new pod", stage.namespace);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    let first = stage.instance().await.uid().unwrap();
+    stage
+        .ask(json!([{"action": "Stop", "uid": first}, {"action": "Start"}]))
+        .await;
+    requests::running_after(stage, &first).await;
     let machine = stage.running().await;
     assert_eq!(machine.status.unwrap().start_failure, None);
+    credentials::assert_client_is_right(stage).await;
+    credentials::assert_launcher_is_right(stage).await;
     assert_eq!(
         stage.kubelet.as_ref().unwrap().most_running.lock().unwrap()["vm"],
         1,

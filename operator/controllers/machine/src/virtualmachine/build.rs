@@ -4,16 +4,19 @@ use std::collections::BTreeMap;
 
 use kube::api::ObjectMeta;
 use kube::{Resource, ResourceExt};
-use kubernest_crds::kubevirt::v1::{VMI_FINALIZER, VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceSpec};
+use kubernest_crds::kubevirt::v1::{
+    VMI_FINALIZER, VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceSpec, start_strategy,
+};
 use sha2::{Digest, Sha256};
 
 use crate::names::{self, ANNOTATION_TEMPLATE_HASH, ANNOTATION_VM_GENERATION};
 
-/// Builds the instance, finalizer and owner included.
+/// Builds the instance, finalizer and owner included; `paused` lets the guest stand still at first, which is no change of
+/// the template.
 ///
 /// # Errors
 /// When the template cannot be written as JSON.
-pub fn instance(machine: &VirtualMachine) -> Result<VirtualMachineInstance, serde_json::Error> {
+pub fn instance(machine: &VirtualMachine, paused: bool) -> Result<VirtualMachineInstance, serde_json::Error> {
     let template = machine.spec.template.metadata.clone().unwrap_or_default();
     let mut annotations = template.annotations;
     annotations.extend(BTreeMap::from([
@@ -38,9 +41,13 @@ pub fn instance(machine: &VirtualMachine) -> Result<VirtualMachineInstance, serd
         }),
         ..ObjectMeta::default()
     };
+    let mut spec = machine.spec.template.spec.clone();
+    if paused {
+        spec.start_strategy = Some(start_strategy::PAUSED.to_owned());
+    }
     Ok(VirtualMachineInstance {
         metadata,
-        spec: machine.spec.template.spec.clone(),
+        spec,
         status: None,
     })
 }

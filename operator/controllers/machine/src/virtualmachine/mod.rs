@@ -7,6 +7,7 @@ mod build;
 mod dereference;
 mod failure;
 mod plan;
+mod requests;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,8 @@ pub mod reasons {
     pub const NOT_SUPPORTED: &str = "NotSupported";
     /// Failure: an instance of the machine's name belongs to something else.
     pub const NAME_TAKEN: &str = "InstanceNotOwned";
+    /// Event: a request made through the API cannot be carried out.
+    pub const BAD_REQUEST: &str = "InvalidStateChangeRequest";
     /// RestartRequired: the template was changed.
     pub const TEMPLATE_CHANGED: &str = "TemplateChanged";
 
@@ -69,6 +72,9 @@ pub enum Error {
     /// Deleting the instance.
     #[error("cannot delete the instance")]
     Delete(#[source] ApplyError),
+    /// Changing the strategy of a halted machine that is to be started.
+    #[error("cannot change the run strategy")]
+    TurnOn(#[source] kube::Error),
     /// Writing the status.
     #[error("cannot write the status")]
     Status(#[source] kube::Error),
@@ -82,6 +88,7 @@ impl StepError for Error {
             Self::Build(_) => "build",
             Self::Create(_) | Self::NameTaken(_) | Self::Vanished(_) => "create_instance",
             Self::Delete(_) => "delete_instance",
+            Self::TurnOn(_) => "turn_on",
             Self::Status(_) => "status",
         }
     }
@@ -131,8 +138,7 @@ pub async fn reconcile(machine: Arc<VirtualMachine>, ctx: Arc<Context>) -> Resul
         Err(obstacle) => (None, Some(Trouble::new(reasons::NOT_SUPPORTED, obstacle.to_string()))),
     };
     let now = Timestamp::now();
-    let before = machine.status.as_ref().and_then(|status| status.start_failure.as_ref());
-    let failing = failure::count(before, instance.as_ref(), now);
+    let failing = plan::failing(&machine, strategy, instance.as_ref(), now);
     let step = plan::step(&machine, strategy, instance.as_ref(), failing.as_ref(), now);
     let mut failed = None;
     match step {
@@ -140,7 +146,11 @@ pub async fn reconcile(machine: Arc<VirtualMachine>, ctx: Arc<Context>) -> Resul
             apply::release(&machine, &ctx).await?;
             return Ok(Action::await_change());
         }
-        Step::Create => match apply::create(&machine, &ctx).await {
+        Step::TurnOn => {
+            apply::turn_on(&machine, &ctx).await?;
+            return Ok(Action::await_change());
+        }
+        Step::Create => match apply::create(&machine, strategy, &ctx).await {
             Ok(created) => instance = Some(created),
             // Told to the user before it is tried again.
             Err(error) => {

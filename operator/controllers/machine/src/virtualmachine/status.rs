@@ -5,12 +5,13 @@
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kubernest_crds::kubevirt::v1::{
-    StartFailure, VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceCondition as Condition,
-    VirtualMachineStatus, phase, printable_status, vm_conditions, vmi_conditions,
+    StartFailure, StateChangeRequest, VirtualMachine, VirtualMachineInstance,
+    VirtualMachineInstanceCondition as Condition, VirtualMachineStatus, phase, printable_status, vm_conditions,
+    vmi_conditions,
 };
 
 use super::validate::Strategy;
-use super::{build, failure, plan, reasons};
+use super::{build, failure, plan, reasons, requests};
 use crate::conditions::{self, FALSE, TRUE, clear, get, is_false, is_true, set};
 use crate::names::{ANNOTATION_TEMPLATE_HASH, ANNOTATION_VM_GENERATION};
 use crate::virtualmachineinstance::{self as instances, POD_SCHEDULED, is_final, phase_of};
@@ -45,23 +46,21 @@ pub struct Seen<'a> {
 /// The status that `machine` should have.
 pub fn status(machine: &VirtualMachine, seen: Seen<'_>, now: Timestamp) -> VirtualMachineStatus {
     let previous = machine.status.clone().unwrap_or_default();
-    let start_failure = match seen.strategy {
-        Some(Strategy::Halted | Strategy::Once) => None,
-        _ => failure::count(previous.start_failure.as_ref(), seen.instance, now),
-    };
+    let requests = requests::pending(machine, seen.strategy, seen.instance);
+    let start_failure = plan::failing(machine, seen.strategy, seen.instance, now);
     let mut all = previous.conditions;
     set_ready(&mut all, seen.instance, start_failure.as_ref(), now);
-    set_failure(&mut all, seen, now);
+    set_failure(&mut all, seen, &requests, now);
     set_restart_required(&mut all, machine, seen.instance, now);
     let instance_status = seen.instance.and_then(|instance| instance.status.as_ref());
     let ready = instance_status.is_some_and(|status| is_true(&status.conditions, vmi_conditions::READY));
     VirtualMachineStatus {
         created: seen.instance.is_some(),
         ready,
-        printable_status: Some(printable(machine, seen, start_failure.as_ref(), now).to_owned()),
+        printable_status: Some(printable(machine, seen, &requests, start_failure.as_ref(), now).to_owned()),
         run_strategy: in_force(previous.run_strategy, seen),
         conditions: all,
-        state_change_requests: plan::requests(&previous.state_change_requests, seen.strategy, seen.instance),
+        state_change_requests: requests,
         start_failure,
         observed_generation: seen.instance.and_then(|instance| {
             instance
@@ -89,6 +88,7 @@ fn in_force(before: Option<String>, seen: Seen<'_>) -> Option<String> {
 fn printable(
     machine: &VirtualMachine,
     seen: Seen<'_>,
+    requests: &[StateChangeRequest],
     start_failure: Option<&StartFailure>,
     now: Timestamp,
 ) -> &'static str {
@@ -102,20 +102,18 @@ fn printable(
     let phase = seen.instance.map(phase_of);
     let starts = matches!(phase, Some("" | phase::PENDING | phase::SCHEDULING | phase::SCHEDULED));
     let over = phase.is_some_and(is_final);
-    // Whether another instance follows one that is over.
-    let due = machine
-        .status
-        .as_ref()
-        .is_some_and(|status| plan::start_is_due(&status.state_change_requests));
+    let none = seen.instance.is_none();
+    // Whether another instance follows one that is over, or there is to be one.
     let followed = match seen.strategy {
+        Some(strategy) if none => plan::starts(machine, strategy),
         Some(Strategy::Always) => true,
-        Some(Strategy::RerunOnFailure) => due || phase == Some(phase::FAILED),
-        _ => false,
+        Some(Strategy::RerunOnFailure | Strategy::Manual) => requests::start_is_due(requests),
+        Some(Strategy::Halted | Strategy::Once) | None => false,
     };
     // An instance that is over and to be followed by another is no stop.
     let stops = seen.instance.is_some_and(|instance| {
         let halted = seen.strategy == Some(Strategy::Halted);
-        let goes = instance.metadata.deletion_timestamp.is_some();
+        let goes = instance.metadata.deletion_timestamp.is_some() || requests::stops(requests, instance);
         halted || (goes && !(over && followed))
     });
     if machine.metadata.deletion_timestamp.is_some() {
@@ -143,9 +141,9 @@ fn printable(
         printable_status::STARTING
     } else if followed && failure::wait(start_failure, now).is_some() {
         printable_status::CRASH_LOOP_BACK_OFF
-    } else if over && followed {
+    } else if (over || none) && followed {
         printable_status::STARTING
-    } else if over || seen.instance.is_none() {
+    } else if over || none {
         printable_status::STOPPED
     } else {
         printable_status::UNKNOWN
@@ -197,18 +195,18 @@ fn set_ready(
 }
 
 /// Failure stands from a failed run, or failed step, until an instance runs or none is wanted.
-fn set_failure(all: &mut Vec<Condition>, seen: Seen<'_>, now: Timestamp) {
+fn set_failure(all: &mut Vec<Condition>, seen: Seen<'_>, requests: &[StateChangeRequest], now: Timestamp) {
     let type_ = vm_conditions::FAILURE;
     if let Some(trouble) = seen.trouble {
         return set(all, type_, TRUE, trouble.reason, &trouble.message, now);
     }
-    let deleting = seen
+    let stops = seen
         .instance
-        .is_some_and(|instance| instance.metadata.deletion_timestamp.is_some());
+        .is_some_and(|instance| instance.metadata.deletion_timestamp.is_some() || requests::stops(requests, instance));
     let status = seen.instance.and_then(|instance| instance.status.as_ref());
     match status.and_then(|status| status.phase.as_deref()) {
         // Remembered from before its deletion, or no failure but a stop that was asked for.
-        Some(phase::FAILED) if deleting => {}
+        Some(phase::FAILED) if stops => {}
         Some(phase::FAILED) if seen.strategy.is_some_and(|strategy| strategy != Strategy::Halted) => {
             let ready = status.and_then(|status| get(&status.conditions, vmi_conditions::READY));
             let reason = status

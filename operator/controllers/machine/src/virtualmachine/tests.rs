@@ -1,5 +1,7 @@
 //! Tables of the machine's pure decisions: next step, back-off, what people are shown.
 
+mod requests;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -8,7 +10,7 @@ use kubernest_crds::kubevirt::v1::{StartFailure, VMI_FINALIZER, VirtualMachine, 
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use super::plan::{Step, step};
+use super::plan::{Step, failing as failing_of, step};
 use super::status::{Seen, Trouble, status};
 use super::validate::{Obstacle, Strategy, strategy};
 use super::{build, failure, reasons};
@@ -36,7 +38,7 @@ fn machine() -> VirtualMachine {
 
 /// An instance of [`machine`] in a phase, with the rest of its status.
 fn instance(phase: &str, rest: Value) -> VirtualMachineInstance {
-    let mut instance = build::instance(&machine()).unwrap();
+    let mut instance = build::instance(&machine(), false).unwrap();
     instance.metadata.uid = Some("i-1".to_owned());
     let mut status = rest;
     if !phase.is_empty() {
@@ -61,7 +63,7 @@ fn failing(count: i32, uid: &str, retry: i64) -> StartFailure {
 
 #[test]
 fn build_instance_carries_template_owner_and_finalizer() {
-    let built = build::instance(&machine()).unwrap();
+    let built = build::instance(&machine(), false).unwrap();
     assert_eq!(
         (built.name_any(), built.namespace()),
         ("vm".to_owned(), Some("n".to_owned()))
@@ -84,7 +86,8 @@ fn build_instance_carries_template_owner_and_finalizer() {
 #[case(json!({}), Err(Obstacle::Neither))]
 #[case(json!({"runStrategy": "Once"}), Ok(Strategy::Once))]
 #[case(json!({"runStrategy": "RerunOnFailure"}), Ok(Strategy::RerunOnFailure))]
-#[case(json!({"runStrategy": "Manual"}), Err(Obstacle::Strategy("Manual".to_owned())))]
+#[case(json!({"runStrategy": "Manual"}), Ok(Strategy::Manual))]
+#[case(json!({"runStrategy": "WaitAsReceiver"}), Err(Obstacle::Strategy("WaitAsReceiver".to_owned())))]
 fn validate_strategy(#[case] spec: Value, #[case] expected: Result<Strategy, Obstacle>) {
     let mut spec = spec;
     spec["template"] = json!({"spec": {"domain": {"devices": {}}}});
@@ -123,8 +126,7 @@ fn plan_rerun_on_failure_follows_a_failed_run_and_not_one_that_ended_well() {
     let mut machine = machine();
     let strategy = Some(Strategy::RerunOnFailure);
     let mut next = |instance: Option<&VirtualMachineInstance>| {
-        let before = machine.status.as_ref().and_then(|status| status.start_failure.as_ref());
-        let failing = failure::count(before, instance, at(NOW));
+        let failing = failing_of(&machine, strategy, instance, at(NOW));
         let step = step(&machine, strategy, instance, failing.as_ref(), at(NOW));
         let seen = Seen {
             strategy,
@@ -163,18 +165,6 @@ fn plan_a_start_is_due_until_it_is_made(#[case] strategy: Strategy, #[case] befo
     };
     machine.status = Some(status(&machine, seen, at(NOW)));
     assert_eq!(step(&machine, Some(strategy), None, None, at(NOW)), Step::Create);
-}
-
-#[test]
-fn plan_a_due_start_outlasts_what_can_not_be_told() {
-    let due = super::plan::requests(
-        &[],
-        Some(Strategy::RerunOnFailure),
-        Some(&instance("Failed", json!({}))),
-    );
-    assert_eq!(super::plan::requests(&due, None, None), due);
-    assert_eq!(super::plan::requests(&due, Some(Strategy::RerunOnFailure), None), due);
-    assert!(super::plan::requests(&due, Some(Strategy::Always), None).is_empty());
 }
 
 #[test]

@@ -13,6 +13,8 @@ pub enum Strategy {
     Once,
     /// An instance, and another whenever one fails.
     RerunOnFailure,
+    /// An instance when somebody asks for one, until somebody asks for its end.
+    Manual,
 }
 
 impl Strategy {
@@ -23,6 +25,7 @@ impl Strategy {
             Self::Halted => run_strategy::HALTED,
             Self::Once => run_strategy::ONCE,
             Self::RerunOnFailure => run_strategy::RERUN_ON_FAILURE,
+            Self::Manual => run_strategy::MANUAL,
         }
     }
 }
@@ -30,8 +33,8 @@ impl Strategy {
 /// Why a machine is left as it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Obstacle {
-    /// A strategy that is not there yet, or none.
-    #[error("spec.runStrategy: {0}: not supported, use Always, RerunOnFailure, Once or Halted")]
+    /// No strategy.
+    #[error("spec.runStrategy: {0}: not supported, use Always, RerunOnFailure, Manual, Once or Halted")]
     Strategy(String),
     /// KubeVirt's sentence.
     #[error(
@@ -55,6 +58,7 @@ pub fn strategy(spec: &VirtualMachineSpec) -> Result<Strategy, Obstacle> {
         (Some(false), None) | (None, Some(run_strategy::HALTED)) => Ok(Strategy::Halted),
         (None, Some(run_strategy::ONCE)) => Ok(Strategy::Once),
         (None, Some(run_strategy::RERUN_ON_FAILURE)) => Ok(Strategy::RerunOnFailure),
+        (None, Some(run_strategy::MANUAL)) => Ok(Strategy::Manual),
         (None, Some(other)) => Err(Obstacle::Strategy(other.to_owned())),
     }
 }

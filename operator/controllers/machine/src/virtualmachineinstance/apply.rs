@@ -12,7 +12,7 @@ use kubernest_crds::kubevirt::v1::{
 
 use super::dereference::{Observed, belongs};
 use super::validate::Machine;
-use super::{Error, build, console, ending, phase_of, resources};
+use super::{Error, build, console, credentials, ending, phase_of, resources};
 use crate::write::{self, Created};
 use crate::{Context, conditions};
 
@@ -46,11 +46,15 @@ pub async fn release(instance: &VirtualMachineInstance, ctx: &Context) -> Result
     Ok(())
 }
 
-/// Creates the launcher pod, or returns the one that was created before a restart.
+/// Creates the launcher pod, its Secret first, or returns the one that was created before a restart.
 pub async fn start(machine: &Machine, observed: &Observed, ctx: &Context) -> Result<Pod, Error> {
     let instance = &machine.instance;
     let accelerator = resources::accelerator(ctx.options.emulation, instance, &observed.nodes);
     let pod = build::launcher_pod(machine, accelerator, &ctx.options.launcher_image).map_err(Error::Build)?;
+    let issued = ctx.trust.launcher(&instance.uid().unwrap_or_default()).await;
+    let secret = credentials::secret(instance, &issued.map_err(Error::Certificate)?);
+    let created = write::create_unread(&ctx.client, &secret).await;
+    created.map_err(Error::CreateSecret)?;
     match write::create(&ctx.client, &pod).await.map_err(Error::CreatePod)? {
         Created::New(pod) => {
             tracing::info!(pod = pod.name_any(), ?accelerator, "launcher pod created");
@@ -70,11 +74,9 @@ pub async fn start(machine: &Machine, observed: &Observed, ctx: &Context) -> Res
 /// A pod on a node that does not answer stays until Kubernetes knows the node to be off: it is never forced away.
 pub async fn end(instance: &VirtualMachineInstance, observed: &Observed, ctx: &Context) -> Result<(), Error> {
     let Some(pod) = &observed.pod else { return Ok(()) };
-    let keep_for_its_log = instance.metadata.deletion_timestamp.is_none() && ending::surely_ended(pod, observed.node);
-    if pod.metadata.deletion_timestamp.is_some() || keep_for_its_log {
+    let Some(grace) = ending::deletion(instance, pod, observed.node) else {
         return Ok(());
-    }
-    let grace = u32::try_from(build::pod_grace_seconds(&instance.spec)).unwrap_or(u32::MAX);
+    };
     let params = DeleteParams {
         grace_period_seconds: Some(grace),
         ..DeleteParams::background()

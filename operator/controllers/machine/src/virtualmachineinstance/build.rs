@@ -31,12 +31,16 @@ const PROBE_PERIOD_SECONDS: i32 = 2;
 /// Seconds that an answer may take on a busy node.
 const PROBE_TIMEOUT_SECONDS: i32 = 5;
 
-/// Seconds that the pod of this instance is given to end.
-pub fn pod_grace_seconds(spec: &VirtualMachineInstanceSpec) -> i64 {
+/// Seconds that the guest of this instance is given to shut down.
+pub fn guest_grace_seconds(spec: &VirtualMachineInstanceSpec) -> i64 {
     spec.termination_grace_period_seconds
         .unwrap_or(DEFAULT_GRACE_SECONDS)
         .max(0)
-        + LAUNCHER_GRACE_SECONDS
+}
+
+/// Seconds that the pod of this instance is given to end.
+pub fn pod_grace_seconds(spec: &VirtualMachineInstanceSpec) -> i64 {
+    guest_grace_seconds(spec).saturating_add(LAUNCHER_GRACE_SECONDS)
 }
 
 /// Builds the pod.

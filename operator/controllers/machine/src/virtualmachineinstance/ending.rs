@@ -1,13 +1,13 @@
-//! Reads from a launcher pod whether the run is over, why, and whether its process is surely gone.
+//! Reads from a launcher pod whether the run is over, why, and whether its process is surely gone; and how it is ended.
 //!
 //! Pure. A pod that was deleted, evicted or lost with its node under a running guest is no fault of the guest: those
 //! reasons are kept apart ([`is_disruption`]) so that the machine is made again without back-off.
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod, PodStatus};
-use kubernest_crds::kubevirt::v1::phase;
+use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, phase};
 use kubernest_domain::{Termination, TerminationReason};
 
-use super::build::CONTAINER;
+use super::build::{self, CONTAINER};
 use super::reasons;
 use crate::stores::NodeState;
 
@@ -85,6 +85,37 @@ pub fn ending(pod: Option<&Pod>, node: NodeState, asked: bool) -> Option<Ending>
             format!("node {node} is gone or was declared out of service"),
         )
     })
+}
+
+/// With how many seconds of grace the pod of an instance that is over, or shall be, is to be deleted now; `None` when it
+/// is not: it goes already, or is kept for its log.
+///
+/// A pod that goes already is deleted again when its instance was given less time since (a forced stop after one that
+/// hangs); Kubernetes only ever shortens.
+pub fn deletion(instance: &VirtualMachineInstance, pod: &Pod, node: NodeState) -> Option<u32> {
+    let asked = instance.metadata.deletion_timestamp.is_some();
+    let grace = grace(instance, pod);
+    if pod.metadata.deletion_timestamp.is_some() {
+        let left = pod.metadata.deletion_grace_period_seconds;
+        return (asked && left.is_some_and(|left| left > i64::from(grace))).then_some(grace);
+    }
+    (asked || !surely_ended(pod, node)).then_some(grace)
+}
+
+/// What the pod is given: the guest's time and the launcher's own.
+///
+/// Less than the pod was made with means that the instance was given less time since. The launcher does not know of that
+/// and goes by its own, so time of its own would only be more for the guest. Never 0, by which Kubernetes would forget
+/// the pod while its process runs.
+fn grace(instance: &VirtualMachineInstance, pod: &Pod) -> u32 {
+    let whole = build::pod_grace_seconds(&instance.spec);
+    let made_with = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+    let grace = if made_with.is_some_and(|made_with| whole < made_with) {
+        build::guest_grace_seconds(&instance.spec).max(1)
+    } else {
+        whole
+    };
+    u32::try_from(grace).unwrap_or(u32::MAX)
 }
 
 /// A container that was told to stop though its pod stays: the kubelet does that for a liveness probe only.

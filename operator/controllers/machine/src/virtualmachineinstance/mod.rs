@@ -10,6 +10,7 @@
 mod apply;
 mod build;
 mod console;
+mod credentials;
 mod dereference;
 mod ending;
 mod networks;
@@ -31,6 +32,7 @@ pub use ending::is_disruption;
 pub use status::POD_SCHEDULED;
 
 use crate::stores::NodeState;
+use crate::trust::TrustError;
 use crate::{Context, RESYNC};
 use validate::Obstacle;
 
@@ -40,6 +42,8 @@ pub mod reasons {
     pub const INVALID: &str = "InvalidSpec";
     /// Synchronized: a claim does not exist (KubeVirt's word).
     pub const PVC_NOT_FOUND: &str = "FailedPvcNotFound";
+    /// Paused: somebody wants the guest to stand still (KubeVirt's word).
+    pub const PAUSED_BY_USER: &str = "PausedByUser";
     /// Synchronized: the API server refuses the pod (KubeVirt's word).
     pub const FAILED_CREATE: &str = "FailedCreate";
     /// PodScheduled: no node takes the pod (Kubernetes' word).
@@ -86,6 +90,12 @@ pub enum Error {
     /// Writing the launch document.
     #[error("cannot build the launcher pod")]
     Build(#[source] serde_json::Error),
+    /// Signing the launcher's certificate.
+    #[error("cannot make the launcher's certificate")]
+    Certificate(#[source] TrustError),
+    /// Storing it.
+    #[error("cannot create the Secret of the launcher's certificate")]
+    CreateSecret(#[source] kube::Error),
     /// Creating the pod.
     #[error("cannot create the launcher pod")]
     CreatePod(#[source] kube::Error),
@@ -109,6 +119,8 @@ impl StepError for Error {
             Self::Dereference(_) => "dereference",
             Self::Finalizer(_) => "finalizer",
             Self::Build(_) => "build",
+            Self::Certificate(_) => "certificate",
+            Self::CreateSecret(_) => "create_secret",
             Self::CreatePod(_) | Self::PodNameTaken(_) => "create_pod",
             Self::DeletePod(_) => "delete_pod",
             Self::Console(_) => "console",
@@ -118,12 +130,16 @@ impl StepError for Error {
 }
 
 impl Error {
-    /// The API server's word against the pod, when it is one that time alone does not mend.
+    /// What the user is told of it: the API server's word against the pod, when it is one that time alone does not mend.
     fn refusal(&self) -> Option<Obstacle> {
         match self {
             Self::CreatePod(kube::Error::Api(answer)) if matches!(answer.code, 400 | 403 | 422) => {
                 Some(Obstacle::Refused(answer.message.clone()))
             }
+            Self::CreateSecret(kube::Error::Api(answer)) if matches!(answer.code, 400 | 403 | 422) => {
+                Some(Obstacle::Uncertified(answer.message.clone()))
+            }
+            Self::Certificate(error) => Some(Obstacle::Uncertified(error.to_string())),
             Self::PodNameTaken(_) => Some(Obstacle::Refused(self.to_string())),
             _ => None,
         }

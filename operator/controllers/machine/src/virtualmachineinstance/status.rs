@@ -11,7 +11,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use kubernest_crds::kubevirt::v1::{
     ConsoleTail, Disk, InterfaceStatus, PhaseTransition, VirtualMachineInstance,
-    VirtualMachineInstanceCondition as Condition, VirtualMachineInstanceStatus, VolumeStatus, phase, vmi_conditions,
+    VirtualMachineInstanceCondition as Condition, VirtualMachineInstanceStatus, VolumeStatus, phase, start_strategy,
+    vmi_conditions,
 };
 use kubernest_crds::labels;
 use kubernest_domain::paths;
@@ -63,6 +64,7 @@ pub fn status(instance: &VirtualMachineInstance, seen: Seen<'_>, now: Timestamp)
     let mut status = VirtualMachineInstanceStatus {
         node_name: seen.pod.and_then(node_of).map(str::to_owned).or(previous.node_name),
         active_pods: active_pods(seen.pod),
+        launcher_address: seen.pod.and_then(|pod| pod.status.as_ref()?.pod_ip.clone()),
         interfaces: interfaces(instance, seen.pod).unwrap_or(previous.interfaces),
         volume_status: volume_status(instance),
         qos_class: seen
@@ -78,6 +80,18 @@ pub fn status(instance: &VirtualMachineInstance, seen: Seen<'_>, now: Timestamp)
         phase_transition_timestamps: previous.phase_transition_timestamps,
         phase: Some(phase.clone()),
     };
+    if phase != before && phase == phase::RUNNING && starts_paused(instance) {
+        // Once: from now on the condition is that of who pauses and unpauses.
+        let (reason, message) = (reasons::PAUSED_BY_USER, "the guest was started paused");
+        set(
+            &mut status.conditions,
+            vmi_conditions::PAUSED,
+            TRUE,
+            reason,
+            message,
+            now,
+        );
+    }
     if phase != before {
         let phase_transition_timestamp = conditions::seconds(now);
         status.phase_transition_timestamps.push(PhaseTransition {
@@ -87,6 +101,10 @@ pub fn status(instance: &VirtualMachineInstance, seen: Seen<'_>, now: Timestamp)
     }
     set_conditions(&mut status, seen, over.as_ref(), now);
     status
+}
+
+fn starts_paused(instance: &VirtualMachineInstance) -> bool {
+    instance.spec.start_strategy.as_deref() == Some(start_strategy::PAUSED)
 }
 
 /// The phase of a run that is not over.
@@ -140,6 +158,7 @@ fn set_conditions(status: &mut VirtualMachineInstanceStatus, seen: Seen<'_>, ove
     }
     if is_over {
         clear(all, POD_SCHEDULED);
+        clear(all, vmi_conditions::PAUSED);
         return;
     }
     set_synchronized(all, seen, now);

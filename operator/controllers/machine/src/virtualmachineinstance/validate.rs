@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 use kubernest_crds::kubevirt::v1::{
-    Interface, Masquerade, Memory, Network, PodNetwork, Port, VirtualMachineInstance, Volume,
+    Interface, Masquerade, Memory, Network, PodNetwork, Port, VirtualMachineInstance, Volume, start_strategy,
 };
 use kubernest_crds::quantity::Quantity;
 use kubernest_domain::{ClaimedVolume, VolumeMode};
@@ -70,6 +70,9 @@ pub enum Obstacle {
     /// The API server refuses the pod: a quota, a policy, a bad name in the spec. Tried again later.
     #[error("the launcher pod is refused: {0}")]
     Refused(String),
+    /// The launcher cannot have its certificate now. Tried again later.
+    #[error("the launcher cannot have its certificate: {0}")]
+    Uncertified(String),
 }
 
 impl Obstacle {
@@ -78,7 +81,7 @@ impl Obstacle {
         match self {
             Self::Invalid { .. } => super::reasons::INVALID,
             Self::ClaimMissing(_) => super::reasons::PVC_NOT_FOUND,
-            Self::Refused(_) => super::reasons::FAILED_CREATE,
+            Self::Refused(_) | Self::Uncertified(_) => super::reasons::FAILED_CREATE,
         }
     }
 }
@@ -207,6 +210,11 @@ fn check_probes(instance: &VirtualMachineInstance) -> Result<(), Obstacle> {
         if [http, tcp].into_iter().flatten().any(|host| !host.is_empty()) {
             return Err(invalid(format!("spec.{name}"), "host is not supported"));
         }
+    }
+    let paused = spec.start_strategy.as_deref() == Some(start_strategy::PAUSED);
+    if paused && spec.liveness_probe.is_some() {
+        let why = "Paused with a livenessProbe is not supported: the guest would be ended for standing still";
+        return Err(invalid("spec.startStrategy", why));
     }
     Ok(())
 }

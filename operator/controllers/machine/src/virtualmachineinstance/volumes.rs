@@ -7,14 +7,17 @@ use k8s_openapi::api::core::v1::{
     ConfigMapVolumeSource, EmptyDirVolumeSource, ImageVolumeSource, PersistentVolumeClaimVolumeSource,
     SecretVolumeSource, Volume, VolumeDevice, VolumeMount,
 };
+use kube::ResourceExt;
 use kubernest_crds::kubevirt::v1 as kubevirt;
 use kubernest_domain::{VolumeMode, paths};
 
 use super::validate::Machine;
+use crate::names;
 
 /// The pod's own volumes; a dot cannot stand in a volume's name, so a dash and the prefix keep them apart.
 const RUN_VOLUME: &str = "kubernest-run";
 const KERNEL_VOLUME: &str = "kubernest-kernel-boot";
+const CONTROL_VOLUME: &str = "kubernest-control";
 /// Owner and group may read: the launcher is in the group (fsGroup).
 const SECRET_MODE: i32 = 0o440;
 
@@ -85,6 +88,9 @@ pub fn mounted(machine: &Machine) -> Mounted {
         ..Volume::default()
     };
     mounted.add(run, paths::RUN.to_owned(), false);
+    let (name, uid) = (machine.instance.name_any(), machine.instance.uid().unwrap_or_default());
+    let pair = Some(names::control_secret(&name, &uid));
+    mounted.add_secret(CONTROL_VOLUME.to_owned(), pair, None, paths::CONTROL_TLS.to_owned());
     let spec = &machine.instance.spec;
     let boot = spec
         .domain

@@ -6,17 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-use http::{Method, Request};
+use http::{Method, Request, Response};
 use kube::client::Body;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 use tower::{Layer, Service};
 
 /// Counts writes (events apart) and kills at one of them.
 #[derive(Clone)]
 pub struct Gate {
-    /// The write whose answer is never seen, and after which nothing is written any more; counted from 0.
+    /// The write whose answer is never seen, and after which nothing is written any more; counted from 0. What the API
+    /// server refuses is none: to die then is to die before the next.
     kill_after: Option<usize>,
     writes: Arc<AtomicUsize>,
+    done: Arc<Mutex<usize>>,
     reached: Arc<Notify>,
 }
 
@@ -25,11 +27,12 @@ impl Gate {
         Self {
             kill_after,
             writes: Arc::default(),
+            done: Arc::default(),
             reached: Arc::default(),
         }
     }
 
-    /// Writes so far.
+    /// Attempts to write so far.
     pub fn writes(&self) -> usize {
         self.writes.load(Ordering::SeqCst)
     }
@@ -57,12 +60,12 @@ pub struct Gated<S> {
     inner: S,
 }
 
-impl<S> Service<Request<Body>> for Gated<S>
+impl<S, B> Service<Request<Body>> for Gated<S>
 where
-    S: Service<Request<Body>>,
+    S: Service<Request<Body>, Response = Response<B>>,
     S::Future: Send + 'static,
-    S::Response: 'static,
-    S::Error: 'static,
+    S::Error: Send,
+    B: Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -74,22 +77,29 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let is_write = request.method() != Method::GET && !request.uri().path().contains("/events");
+        let answer = self.inner.call(request);
         if !is_write {
-            return Box::pin(self.inner.call(request));
+            return Box::pin(answer);
         }
-        let number = self.gate.writes.fetch_add(1, Ordering::SeqCst);
-        let reached = self.gate.reached.clone();
-        match self.gate.kill_after {
-            Some(at) if number > at => Box::pin(pending()),
-            Some(at) if number == at => {
-                let answer = self.inner.call(request);
-                Box::pin(async move {
-                    drop(answer.await);
-                    reached.notify_one();
-                    pending().await
-                })
+        self.gate.writes.fetch_add(1, Ordering::SeqCst);
+        let gate = self.gate.clone();
+        Box::pin(async move {
+            let Some(at) = gate.kill_after else {
+                return answer.await;
+            };
+            // One after the other; who dies never lets go.
+            let mut done = gate.done.lock().await;
+            let answer = answer.await;
+            if answer.as_ref().is_ok_and(|answer| answer.status().is_client_error()) {
+                return answer;
             }
-            _ => Box::pin(self.inner.call(request)),
-        }
+            if *done == at {
+                drop(answer);
+                gate.reached.notify_one();
+                return pending().await;
+            }
+            *done += 1;
+            answer
+        })
     }
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding};
 use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -21,8 +21,10 @@ use super::kubelet::Kubelet;
 
 /// No state takes longer to come about.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// Who the controllers are; what they may do is `rbac.yaml` and nothing else.
+/// Who the controllers are; what they may do is `rbac.yaml`, and in [`SYSTEM`] what the chart's Role says.
 const USER: &str = "kubernest-machine";
+/// Where Kubernest runs.
+pub const SYSTEM: &str = "kubernest-system";
 
 /// The API server, with CRDs and the controllers' rights.
 pub struct Theatre {
@@ -54,7 +56,11 @@ impl Theatre {
             "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": USER}],
         }))
         .unwrap();
-        Api::all(client).create(&PostParams::default(), &binding).await.unwrap();
+        Api::all(client.clone())
+            .create(&PostParams::default(), &binding)
+            .await
+            .unwrap();
+        grant_system_rights(&client).await;
         Self { plane }
     }
 
@@ -71,6 +77,35 @@ impl Theatre {
         config.auth_info.impersonate = Some(USER.to_owned());
         config
     }
+}
+
+/// What the chart's Role grants in the system namespace.
+async fn grant_system_rights(client: &Client) {
+    let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": SYSTEM}})).unwrap();
+    Api::all(client.clone())
+        .create(&PostParams::default(), &namespace)
+        .await
+        .unwrap();
+    let role: Role = serde_json::from_value(json!({"metadata": {"name": USER}, "rules": [
+        {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"],
+         "resourceNames": ["kubernest-launcher-ca", "kubernest-launcher-client"]},
+        {"apiGroups": [""], "resources": ["secrets"], "verbs": ["update"], "resourceNames": ["kubernest-launcher-client"]},
+    ]}))
+    .unwrap();
+    Api::namespaced(client.clone(), SYSTEM)
+        .create(&PostParams::default(), &role)
+        .await
+        .unwrap();
+    let binding: RoleBinding = serde_json::from_value(json!({
+        "metadata": {"name": USER},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": USER},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": USER}],
+    }))
+    .unwrap();
+    Api::namespaced(client.clone(), SYSTEM)
+        .create(&PostParams::default(), &binding)
+        .await
+        .unwrap();
 }
 
 /// A client whose writes go through the gate.
@@ -100,6 +135,7 @@ impl Controllers {
         };
         Self(tokio::spawn(kubernest_machine::run(
             client,
+            SYSTEM,
             options,
             Metrics::new(),
             CancellationToken::new(),
@@ -178,6 +214,38 @@ impl Stage {
             .patch("vm", &PatchParams::default(), &Patch::Merge(change))
             .await
             .unwrap();
+    }
+
+    pub fn secrets(&self, namespace: &str) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Asks as `kubernest-api` does: a JSON patch of the machine's status, by another field manager.
+    pub async fn ask(&self, requests: Value) {
+        let patch = json!([{"op": "add", "path": "/status/stateChangeRequests", "value": requests}]);
+        let patch = Patch::<()>::Json(serde_json::from_value(patch).unwrap());
+        self.machines()
+            .patch_status("vm", &PatchParams::default(), &patch)
+            .await
+            .unwrap();
+    }
+
+    pub async fn instance_when(
+        &self,
+        what: &str,
+        holds: impl Fn(&VirtualMachineInstance) -> bool,
+    ) -> VirtualMachineInstance {
+        let wait = await_condition(self.instances(), "vm", |instance: Option<&VirtualMachineInstance>| {
+            instance.is_some_and(&holds)
+        });
+        match tokio::time::timeout(PATIENCE, wait).await {
+            Ok(found) => found.unwrap().unwrap(),
+            Err(_) => panic!(
+                "{}: no {what}: {:#?}",
+                self.namespace,
+                self.instances().get_opt("vm").await.unwrap()
+            ),
+        }
     }
 
     pub async fn machine_when(&self, what: &str, holds: impl Fn(&VirtualMachine) -> bool) -> VirtualMachine {

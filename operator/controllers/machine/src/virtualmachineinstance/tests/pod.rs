@@ -6,13 +6,15 @@ use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
 use kubernest_domain::{Accelerator, LAUNCH_ENV, Launch, VolumeMode};
+use kubernest_pki::Credential;
 use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::super::validate::validate;
-use super::super::{build, networks, resources};
+use super::super::{build, credentials, networks, resources};
 use super::{claims, instance, machine, read};
 use crate::Emulation;
+use crate::trust::Issued;
 
 fn built(instance: &VirtualMachineInstance, accelerator: Accelerator) -> Value {
     serde_json::to_value(build::launcher_pod(&machine(instance), accelerator, "launcher@sha256:2").unwrap()).unwrap()
@@ -104,6 +106,13 @@ fn build_pod_mounts_where_the_launcher_looks() {
     let pod = built(&instance(), Accelerator::Tcg);
     let (run, _) = mount_of(&pod, "/run/kubernest");
     assert_eq!(run["emptyDir"], json!({}));
+    let (control, mount) = mount_of(&pod, "/run/control");
+    let pair = format!("{}-control", pod["metadata"]["name"].as_str().unwrap());
+    assert_eq!(control["secret"], json!({"secretName": pair, "defaultMode": 0o440}));
+    assert_eq!(
+        (&control["name"], &mount["readOnly"]),
+        (&json!("kubernest-control"), &json!(true))
+    );
     let (os, mount) = mount_of(&pod, "/run/container-disks/os");
     assert_eq!(
         (&os["image"]["reference"], &mount["readOnly"]),
@@ -244,4 +253,33 @@ fn build_pod_asks_the_launcher_first_and_then_the_guest() {
         container["livenessProbe"],
         json!({"tcpSocket": {"port": 22}, "failureThreshold": 6})
     );
+}
+
+#[test]
+fn build_secret_of_the_control_port_belongs_to_the_instance() {
+    let issued = Issued {
+        credential: Credential {
+            chain_pem: "certificate".to_owned(),
+            key_pem: "key".to_owned(),
+            not_after: jiff::Timestamp::UNIX_EPOCH,
+        },
+        ca_pem: "ca".to_owned(),
+    };
+    let secret = serde_json::to_value(credentials::secret(&instance(), &issued)).unwrap();
+    let metadata = &secret["metadata"];
+    let pod = built(&instance(), Accelerator::Tcg);
+    assert_eq!(
+        metadata["name"].as_str().unwrap().strip_suffix("-control"),
+        pod["metadata"]["name"].as_str()
+    );
+    assert_eq!(metadata["namespace"], "org-acme");
+    assert_eq!(metadata["ownerReferences"], pod["metadata"]["ownerReferences"]);
+    let expected = json!({"app.kubernetes.io/managed-by": "kubernest", "kubevirt.io/created-by": "u-1"});
+    assert_eq!(metadata["labels"], expected);
+    assert_eq!(
+        (&secret["type"], &secret["immutable"]),
+        (&json!("kubernetes.io/tls"), &json!(true))
+    );
+    let keys: Vec<_> = secret["data"].as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["ca.crt", "tls.crt", "tls.key"]);
 }

@@ -266,3 +266,82 @@ fn status_a_lost_node_fails_the_run_and_a_silent_one_does_not() {
         (Some("Failed"), Some(reasons::NODE_LOST))
     );
 }
+
+#[test]
+fn status_a_guest_started_paused_is_told_once() {
+    let running = pod(json!({"status": {"conditions": ready("True")}}));
+    let seen = Seen {
+        pod: Some(&running),
+        node: NodeState::Up,
+        obstacle: None,
+        emulation: Emulation::Auto,
+    };
+    let mut instance = in_phase("Scheduled");
+    assert_eq!(
+        conditions::get(&status(&instance, seen, now()).conditions, "Paused"),
+        None
+    );
+    instance.spec.start_strategy = Some("Paused".to_owned());
+    let first = status(&instance, seen, now());
+    assert_eq!(first.phase.as_deref(), Some("Running"));
+    assert_eq!(first.launcher_address.as_deref(), Some("10.1.0.5"));
+    let paused = conditions::get(&first.conditions, "Paused").unwrap();
+    assert_eq!(
+        (
+            paused.status.as_str(),
+            paused.reason.as_deref(),
+            paused.message.as_deref()
+        ),
+        ("True", Some("PausedByUser"), Some("the guest was started paused"))
+    );
+    instance.status = Some(first.clone());
+    assert_eq!(status(&instance, seen, now()), first);
+    // Somebody unpaused it.
+    conditions::clear(&mut instance.status.as_mut().unwrap().conditions, "Paused");
+    assert_eq!(
+        conditions::get(&status(&instance, seen, now()).conditions, "Paused"),
+        None
+    );
+    // Nothing is paused that does not run any more.
+    instance.status = Some(first);
+    let over = pod(json!({"status": {"phase": "Failed"}}));
+    let over = status(
+        &instance,
+        Seen {
+            pod: Some(&over),
+            ..seen
+        },
+        now(),
+    );
+    assert_eq!(conditions::get(&over.conditions, "Paused"), None);
+}
+
+#[rstest]
+#[case::over_and_kept_for_its_log(None, 60, json!({"status": {"phase": "Succeeded"}}), None)]
+#[case::over_and_asked(Some(()), 60, json!({"status": {"phase": "Succeeded"}}), Some(75))]
+#[case::asked(Some(()), 60, json!({}), Some(75))]
+#[case::goes(Some(()), 60, going_in(75), None)]
+#[case::goes_faster_already(Some(()), 60, going_in(5), None)]
+#[case::shortened(Some(()), 10, going_in(75), Some(10))]
+#[case::shortened_before(Some(()), 10, json!({}), Some(10))]
+#[case::forced(Some(()), 0, going_in(75), Some(1))]
+#[case::forced_already(Some(()), 0, going_in(1), None)]
+#[case::lengthened(Some(()), 600, going_in(75), None)]
+#[case::goes_by_other_hands(None, 0, going_in(75), None)]
+fn plan_pod_is_deleted_with_the_grace_of_the_moment(
+    #[case] asked: Option<()>,
+    #[case] grace: i64,
+    #[case] shape: Value,
+    #[case] expected: Option<u32>,
+) {
+    let mut instance = in_phase("Running");
+    instance.spec.termination_grace_period_seconds = Some(grace);
+    instance.metadata.deletion_timestamp = asked.map(|()| conditions::seconds(now()));
+    let mut pod = pod(shape);
+    pod.spec.as_mut().unwrap().termination_grace_period_seconds = Some(75);
+    assert_eq!(ending::deletion(&instance, &pod, NodeState::Up), expected);
+}
+
+fn going_in(seconds: i64) -> Value {
+    json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": seconds}})
+}
