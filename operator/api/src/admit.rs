@@ -104,13 +104,26 @@ fn answer(name: Value, kind: &str, decision: &Decision, defaulted: Option<Value>
     line
 }
 
-/// The spec with the defaults that the CRD's schema gives. KubeVirt's kinds have none there.
+/// The spec with its gaps filled. A VirtualMachine's stays as it is: its instances are filled.
 fn defaulted(kind: &str, manifest: &Value) -> Option<Value> {
-    if kind != "TenantCluster" {
-        return None;
+    match kind {
+        "TenantCluster" => {
+            let spec: TenantClusterSpec = serde_json::from_value(manifest.get("spec")?.clone()).ok()?;
+            serde_json::to_value(spec).ok()
+        }
+        "VirtualMachineInstance" => {
+            let mut spec = kubernest_admission::defaulted_instance(manifest)?;
+            let firmware = spec
+                .get_mut("domain")?
+                .as_object_mut()?
+                .entry("firmware")
+                .or_insert(json!({}));
+            let firmware = firmware.as_object_mut()?;
+            firmware.entry("uuid").or_insert_with(|| json!(uuid::Uuid::new_v4()));
+            Some(spec)
+        }
+        _ => manifest.get("spec").cloned(),
     }
-    let spec: TenantClusterSpec = serde_json::from_value(manifest.get("spec")?.clone()).ok()?;
-    serde_json::to_value(spec).ok()
 }
 
 #[cfg(test)]

@@ -6,13 +6,15 @@ use ipnet::Ipv4Net;
 use kubernest_admission::Installation;
 use kubernest_runtime::telemetry::Format;
 
-/// Kubernest's API: admission webhooks.
+use crate::subresources;
+
+/// Kubernest's API: admission webhooks and the aggregated API subresources.kubevirt.io.
 #[derive(Debug, clap::Parser)]
 #[command(name = "kubernest-api", version)]
 pub struct Args {
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// Where the webhooks are served (HTTPS).
+    /// Where webhooks and aggregated API are served (HTTPS).
     #[arg(long, env = "KUBERNEST_ADDR", default_value = "0.0.0.0:8443")]
     pub addr: SocketAddr,
     /// Where metrics and health are served (HTTP).
@@ -21,7 +23,7 @@ pub struct Args {
     /// Namespace that Kubernest runs in. The pod's own (`POD_NAMESPACE`) when not given.
     #[arg(long, env = "KUBERNEST_NAMESPACE", default_value_t = kubernest_runtime::process::namespace(kubernest_crds::labels::SYSTEM_NAMESPACE))]
     pub namespace: String,
-    /// Service that the API server reaches the webhooks through.
+    /// Service that the API server reaches webhooks and aggregated API through.
     #[arg(long, env = "KUBERNEST_SERVICE", default_value = "kubernest-api")]
     pub service: String,
     /// Further names and addresses that the serving certificate is valid for.
@@ -30,6 +32,10 @@ pub struct Args {
     /// ValidatingWebhookConfiguration whose caBundle is kept right.
     #[arg(long, env = "KUBERNEST_WEBHOOK_CONFIGURATION", default_value = "kubernest")]
     pub webhook_configuration: String,
+    /// APIServices whose caBundle is kept right; those that do not exist are left out.
+    #[arg(long = "api-service", env = "KUBERNEST_API_SERVICES", value_delimiter = ',',
+          default_values_t = subresources::resources::VERSIONS.map(|version| format!("{version}.{}", subresources::resources::GROUP)))]
+    pub api_services: Vec<String>,
     /// Node images by Kubernetes version, as JSON; the same as the operator's. Only the versions matter here.
     #[arg(long, env = "KUBERNEST_NODE_IMAGES", default_value = "{}", global = true)]
     pub node_images: Versions,

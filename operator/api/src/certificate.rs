@@ -10,9 +10,9 @@ use std::{
 
 use kubernest_pki::{CertificateInfo, EmbeddedIssuer, Leaf, San, issue};
 use rustls::{
-    ServerConfig,
+    RootCertStore, ServerConfig,
     crypto::ring,
-    server::{ClientHello, ResolvesServerCert},
+    server::{ClientHello, ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -37,6 +37,17 @@ pub enum CertificateError {
     Load(#[source] rustls::Error),
 }
 
+/// Why TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// rustls finds no protocol version.
+    #[error("no TLS version can be spoken")]
+    Versions(#[from] rustls::Error),
+    /// Nothing to trust.
+    #[error("client certificates cannot be verified")]
+    Clients(#[from] VerifierBuilderError),
+}
+
 /// The certificate in use. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Serving {
@@ -50,16 +61,23 @@ impl ResolvesServerCert for Serving {
 }
 
 impl Serving {
-    /// A TLS configuration that serves whatever certificate is in use at the moment of a handshake.
+    /// A TLS configuration that serves whatever certificate is in use at the moment of a handshake. With `clients`,
+    /// a client may show a certificate, and is cut off if that is not of those; one without is served all the same.
     ///
     /// # Errors
-    /// When rustls finds no protocol version to speak.
-    pub fn tls_config(&self) -> Result<ServerConfig, rustls::Error> {
-        let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
-        let mut config = builder
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(self.clone()));
+    /// When rustls finds no protocol version to speak, or nothing to trust in `clients`.
+    pub fn tls_config(&self, clients: Option<RootCertStore>) -> Result<ServerConfig, TlsError> {
+        let provider = Arc::new(ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+        let builder = match clients {
+            None => builder.with_no_client_auth(),
+            Some(roots) => builder.with_client_cert_verifier(
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                    .allow_unauthenticated()
+                    .build()?,
+            ),
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(self.clone()));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(config)
     }

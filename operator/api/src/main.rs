@@ -1,4 +1,4 @@
-//! kubernest-api: admission webhooks, and `admit`, which gives the same answers to files without a cluster.
+//! kubernest-api: admission webhooks, the aggregated API of virtual machines, and `admit`, which gives the same answers to files without a cluster.
 //!
 //! It keeps no state of its own; any number of replicas serve side by side.
 
@@ -9,6 +9,7 @@ mod review;
 mod rotation;
 mod routes;
 mod serve;
+mod subresources;
 mod trust;
 
 use clap::Parser;

@@ -1,4 +1,4 @@
-//! Serves the webhooks until the process is asked to stop: HTTPS for the API server, HTTP for metrics and health.
+//! Serves webhooks and the aggregated API until the process is asked to stop: HTTPS for the API server, HTTP for metrics and health.
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
@@ -9,7 +9,8 @@ use kubernest_runtime::{CancellationToken, Metrics, process::shutdown_token, ser
 use crate::{
     args::Args,
     certificate::{Serving, service_names},
-    routes,
+    routes, subresources,
+    subresources::{peer::PeerAcceptor, proxy::Proxy},
     trust::{self, Trust},
 };
 
@@ -31,22 +32,30 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     names.extend(args.sans.iter().cloned());
     let keeping = tokio::spawn(trust::keep(
         Trust {
-            client,
+            client: client.clone(),
             namespace: args.namespace.clone(),
             names,
             webhook_configuration: args.webhook_configuration.clone(),
+            api_services: args.api_services.clone(),
             serving: serving.clone(),
             readiness: readiness.clone(),
         },
         shutdown.clone(),
     ));
 
-    let router = routes::router(args.installation(), args.namespace.clone(), &metrics, readiness.clone());
-    let tls = RustlsConfig::from_config(Arc::new(serving.tls_config().context("cannot set up TLS")?));
+    let tls = RustlsConfig::from_config(Arc::new(serving.tls_config(None).context("cannot set up TLS")?));
+    let proxy = Proxy::default();
+    let believing = proxy
+        .clone()
+        .keep(client.clone(), serving, tls.clone(), shutdown.clone());
+    let believing = tokio::spawn(believing);
+    let router = routes::router(args.installation(), args.namespace.clone(), &metrics, readiness.clone())
+        .merge(subresources::router(client, args.namespace.clone(), proxy, &metrics));
     let handle = Handle::new();
     tokio::spawn(stop(handle.clone(), shutdown.clone()));
-    tracing::info!(addr = %args.addr, versions = ?args.node_images.0, "serves webhooks");
-    let webhooks = axum_server::bind_rustls(args.addr, tls)
+    tracing::info!(addr = %args.addr, versions = ?args.node_images.0, "serves webhooks and the aggregated API");
+    let webhooks = axum_server::bind(args.addr)
+        .acceptor(PeerAcceptor::new(tls))
         .handle(handle)
         .serve(router.into_make_service());
     let plain = server::serve(args.metrics_addr, metrics, readiness, shutdown.clone());
@@ -60,6 +69,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     shutdown.cancel();
     keeping.await.context("the task that keeps the certificate died")?;
+    believing.await.context("the task that watches the front proxy died")?;
     outcome.map(|()| ExitCode::SUCCESS)
 }
 

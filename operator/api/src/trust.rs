@@ -1,5 +1,5 @@
 //! Keeps this replica's serving certificate and the API server's trust in it right: the CA in Secret
-//! `kubernest-api-ca`, the caBundle of the webhook configuration, the leaf in memory.
+//! `kubernest-api-ca`, the caBundle of the webhook configuration and of the APIServices, the leaf in memory.
 //!
 //! It acts when either object changes or time has passed; when all is right it writes nothing.
 
@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     ByteString,
     api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Secret},
+    kube_aggregator::pkg::apis::apiregistration::v1::APIService,
 };
 use kube::{
     Api, Client, Resource,
@@ -53,17 +54,17 @@ pub enum TrustError {
     /// No leaf.
     #[error("renewing the serving certificate failed")]
     Leaf(#[from] CertificateError),
-    /// The webhook configuration is not there or cannot be read.
-    #[error("reading ValidatingWebhookConfiguration {name} failed")]
-    Webhook {
+    /// The webhook configuration is not there, or it or an APIService cannot be read.
+    #[error("reading {name}, whose caBundle is kept right, failed")]
+    Read {
         /// Its name.
         name: String,
         /// What the API server said.
         #[source]
         source: kube::Error,
     },
-    /// The webhook configuration cannot be written.
-    #[error("setting the caBundle of ValidatingWebhookConfiguration {name} failed")]
+    /// It cannot be written.
+    #[error("setting the caBundle of {name} failed")]
     Patch {
         /// Its name.
         name: String,
@@ -80,6 +81,8 @@ pub struct Trust {
     /// Names in the serving certificate.
     pub names: Vec<String>,
     pub webhook_configuration: String,
+    /// Those that there are get the bundle as well.
+    pub api_services: Vec<String>,
     pub serving: Serving,
     pub readiness: Readiness,
 }
@@ -110,14 +113,18 @@ pub async fn keep(trust: Trust, shutdown: CancellationToken) {
     }
 }
 
-/// Something happened to the Secret or the webhook configuration.
+/// Something happened to the Secret, the webhook configuration or an APIService.
 fn changes(trust: &Trust) -> impl Stream<Item = ()> + use<> {
     let secrets: Api<Secret> = Api::namespaced(trust.client.clone(), &trust.namespace);
     let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(trust.client.clone());
-    futures::stream::select(
-        changes_of(secrets, SECRET),
-        changes_of(webhooks, &trust.webhook_configuration),
-    )
+    let services = trust.api_services.iter().map(|name| {
+        let api: Api<APIService> = Api::all(trust.client.clone());
+        changes_of(api, name).boxed()
+    });
+    let mut all: Vec<_> = services.collect();
+    all.push(changes_of(secrets, SECRET).boxed());
+    all.push(changes_of(webhooks, &trust.webhook_configuration).boxed());
+    futures::stream::select_all(all)
 }
 
 /// Something happened to the object of this name. A watch that fails is begun again; meanwhile [`PERIOD`] holds.
@@ -153,7 +160,12 @@ async fn settle(trust: &Trust, leaf: &mut Option<CertificateInfo>) -> Result<(),
         *leaf = Some(renewed);
         trust.readiness.set(READY, true);
     }
-    set_bundle(trust, rotation::bundle(&data)?).await
+    let bundle = ByteString(rotation::bundle(&data)?.into_bytes());
+    set_webhook_bundle(trust, &bundle).await?;
+    for name in &trust.api_services {
+        set_api_service_bundle(trust, name, &bundle).await?;
+    }
+    Ok(())
 }
 
 /// The CA Secret; made if there is none. Of several replicas one makes it and all read that one.
@@ -209,16 +221,41 @@ async fn rotate(trust: &Trust, secret: Secret) -> Result<Secret, TrustError> {
 }
 
 /// Sets the caBundle of all webhooks of the configuration that have another.
-async fn set_bundle(trust: &Trust, bundle: String) -> Result<(), TrustError> {
-    let name = &trust.webhook_configuration;
+async fn set_webhook_bundle(trust: &Trust, bundle: &ByteString) -> Result<(), TrustError> {
     let api: Api<ValidatingWebhookConfiguration> = Api::all(trust.client.clone());
-    let configuration = api.get(name).await.map_err(|source| TrustError::Webhook {
+    let name = &trust.webhook_configuration;
+    let configuration = api.get(name).await.map_err(|source| TrustError::Read {
         name: name.clone(),
         source,
     })?;
-    let Some(patch) = bundle_patch(&configuration, &ByteString(bundle.into_bytes())) else {
+    match bundle_patch(&configuration, bundle) {
+        Some(patch) => set_bundle(&api, name, patch).await,
+        None => Ok(()),
+    }
+}
+
+/// Sets the caBundle of an APIService, if there is one and it has another.
+async fn set_api_service_bundle(trust: &Trust, name: &str, bundle: &ByteString) -> Result<(), TrustError> {
+    let api: Api<APIService> = Api::all(trust.client.clone());
+    let service = api.get_opt(name).await.map_err(|source| TrustError::Read {
+        name: name.to_owned(),
+        source,
+    })?;
+    let Some(service) = service else { return Ok(()) };
+    if service.spec.as_ref().and_then(|spec| spec.ca_bundle.as_ref()) == Some(bundle) {
         return Ok(());
-    };
+    }
+    let patch = json!([
+        {"op": "test", "path": "/metadata/resourceVersion", "value": service.metadata.resource_version},
+        {"op": "add", "path": "/spec/caBundle", "value": bundle},
+    ]);
+    set_bundle(&api, name, patch).await
+}
+
+async fn set_bundle<K>(api: &Api<K>, name: &str, patch: Value) -> Result<(), TrustError>
+where
+    K: Clone + Debug + DeserializeOwned,
+{
     let params = PatchParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
@@ -231,10 +268,10 @@ async fn set_bundle(trust: &Trust, bundle: String) -> Result<(), TrustError> {
         Err(error) => Err(error),
     };
     patched.map_err(|source| TrustError::Patch {
-        name: name.clone(),
+        name: name.to_owned(),
         source,
     })?;
-    tracing::info!(configuration = name, "set the caBundle");
+    tracing::info!(name, "set the caBundle");
     Ok(())
 }
 

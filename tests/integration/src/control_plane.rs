@@ -116,6 +116,14 @@ impl ControlPlane {
                 file("client-ca-file", "ca.crt"),
                 file("service-account-key-file", "sa.pub"),
                 file("service-account-signing-key-file", "sa.key"),
+                // The aggregation layer, as kubeadm sets it up.
+                file("proxy-client-cert-file", "front-proxy-client.crt"),
+                file("proxy-client-key-file", "front-proxy-client.key"),
+                file("requestheader-client-ca-file", "front-proxy-ca.crt"),
+                "--requestheader-allowed-names=front-proxy-client".to_owned(),
+                "--requestheader-username-headers=X-Remote-User".to_owned(),
+                "--requestheader-group-headers=X-Remote-Group".to_owned(),
+                "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
                 "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
                 "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
                 "--authorization-mode=RBAC".to_owned(),
@@ -169,6 +177,18 @@ impl ControlPlane {
         format!("https://127.0.0.1:{}", self.port)
     }
 
+    /// The CA of the front proxy, for tests that forge.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn front_proxy_ca(&self) -> Result<CaMaterial, StartError> {
+        let read = |name: &str| fs::read_to_string(self.directory.path().join(name));
+        Ok(CaMaterial {
+            certificate_pem: read("front-proxy-ca.crt")?,
+            key_pem: read("front-proxy-ca.key")?,
+        })
+    }
+
     /// A directory that is removed with the control plane, for logs and the like.
     pub fn directory(&self) -> &Path {
         self.directory.path()
@@ -210,12 +230,19 @@ async fn write_pki(directory: &Path, port: u16) -> Result<(), StartError> {
     let serving = issue(&ca, &Leaf::server("kube-apiserver", sans)).await?;
     let admin = issue(&ca, &Leaf::client("kubernetes-admin", Some("system:masters"))).await?;
     let tokens = KeyMaterial::generate()?;
+    let proxy_material = CaMaterial::generate("kubernest-integration-front-proxy")?;
+    let proxy_ca = EmbeddedIssuer::new(&proxy_material)?;
+    let proxy = issue(&proxy_ca, &Leaf::client("front-proxy-client", None)).await?;
     for (name, content) in [
         ("ca.crt", &material.certificate_pem),
         ("apiserver.crt", &serving.chain_pem),
         ("apiserver.key", &serving.key_pem),
         ("sa.pub", &tokens.public_pem),
         ("sa.key", &tokens.private_pem),
+        ("front-proxy-ca.crt", &proxy_material.certificate_pem),
+        ("front-proxy-ca.key", &proxy_material.key_pem),
+        ("front-proxy-client.crt", &proxy.chain_pem),
+        ("front-proxy-client.key", &proxy.key_pem),
         ("admin.crt", &admin.chain_pem),
         ("admin.key", &admin.key_pem),
     ] {

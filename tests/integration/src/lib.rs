@@ -7,8 +7,10 @@ mod binaries;
 mod control_plane;
 mod crds;
 mod process;
+mod stream;
 
 pub use binaries::{Binaries, BinaryError};
 pub use control_plane::{ControlPlane, StartError};
 pub use crds::{CrdError, install_crds};
 pub use process::{Process, ProcessError, free_port, wait_until};
+pub use stream::{PlainStream, StreamError};

@@ -1,0 +1,101 @@
+//! Whether a user may: asked of the API server at every request (SubjectAccessReview), never remembered.
+
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use kube::{Api, Client, api::PostParams};
+
+use super::{
+    answer::Failure,
+    proxy::User,
+    resources::{GROUP, Subresource},
+};
+
+/// What is to be done to what.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    pub version: &'a str,
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub subresource: &'static Subresource,
+}
+
+/// Nothing if the user may.
+///
+/// # Errors
+/// 403 if not, 500 if it cannot be told.
+pub async fn authorize(client: &Client, user: &User, request: Request<'_>) -> Result<(), Failure> {
+    let review = Api::<SubjectAccessReview>::all(client.clone())
+        .create(&PostParams::default(), &review(user, request))
+        .await
+        .map_err(|error| Failure::internal("asking whether the user may", &error))?;
+    let status = review.status.unwrap_or_default();
+    if status.allowed {
+        return Ok(());
+    }
+    let why = status.reason.filter(|reason| !reason.is_empty());
+    Err(Failure::denied(denial(user, request, why.as_deref())))
+}
+
+fn review(user: &User, request: Request<'_>) -> SubjectAccessReview {
+    let attributes = ResourceAttributes {
+        group: Some(GROUP.to_owned()),
+        version: Some(request.version.to_owned()),
+        namespace: Some(request.namespace.to_owned()),
+        resource: Some(request.subresource.parent.to_owned()),
+        subresource: Some(request.subresource.name.to_owned()),
+        name: Some(request.name.to_owned()),
+        verb: Some(request.subresource.verb().to_owned()),
+        ..ResourceAttributes::default()
+    };
+    SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: Some(user.name.clone()),
+            groups: Some(user.groups.clone()),
+            extra: Some(user.extra.clone()),
+            resource_attributes: Some(attributes),
+            ..SubjectAccessReviewSpec::default()
+        },
+        ..SubjectAccessReview::default()
+    }
+}
+
+/// Kubernetes' sentence.
+fn denial(user: &User, request: Request<'_>, why: Option<&str>) -> String {
+    let Subresource { parent, name, .. } = request.subresource;
+    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+    format!(
+        "{parent}.{GROUP} {:?} is forbidden: User {:?} cannot {} resource \"{parent}/{name}\" in API group {GROUP:?} in the \
+         namespace {:?}{why}",
+        request.name,
+        user.name,
+        request.subresource.verb(),
+        request.namespace
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::subresources::resources;
+
+    #[test]
+    fn authorize_asks_for_the_verb_on_the_subresource() {
+        let user = User {
+            name: "ada".to_owned(),
+            ..User::default()
+        };
+        let request = Request {
+            version: "v1",
+            namespace: "ns",
+            name: "vm",
+            subresource: resources::find(resources::INSTANCES, "portforward/22").unwrap(),
+        };
+        let attributes = review(&user, request).spec.resource_attributes.unwrap();
+        assert_eq!(attributes.subresource.as_deref(), Some("portforward"));
+        assert_eq!(attributes.verb.as_deref(), Some("get"));
+        assert_eq!(
+            denial(&user, request, None),
+            "virtualmachineinstances.subresources.kubevirt.io \"vm\" is forbidden: User \"ada\" cannot get resource \
+             \"virtualmachineinstances/portforward\" in API group \"subresources.kubevirt.io\" in the namespace \"ns\""
+        );
+    }
+}

@@ -1,0 +1,226 @@
+//! The client of launchers' control ports (`kubernest_domain::control`): mutual TLS to the launcher of one instance.
+//!
+//! The credential is read from its Secret at every connection, so that a renewed one is used at once and nothing is kept.
+//! Where a launcher is stands in its instance's status; that it is the right one is proved by its certificate, whose name
+//! has the instance's uid.
+
+use std::{sync::Arc, time::Duration};
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{Method, Request, Response, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client, ResourceExt};
+use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
+use kubernest_domain::{control, paths};
+use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use rustls_pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, pem::PemObject};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::answer::{Failure, Kind};
+
+/// Secret of the credential that launchers let in; made by the operator.
+const SECRET: &str = "kubernest-launcher-client";
+/// How long a connection may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How long a command may take: qemu stops at once, a busy node answers late.
+const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+/// Most bytes of an answer; it is a sentence.
+const ANSWER_BYTES: usize = 4096;
+
+/// A stream to a launcher.
+pub type Stream = TokioIo<hyper::upgrade::Upgraded>;
+
+/// Why a launcher did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum LauncherError {
+    /// It says that the guest's state does not allow it.
+    #[error("{0}")]
+    Refused(String),
+    /// It has no such device.
+    #[error("{0}")]
+    Absent(String),
+    /// It answers otherwise.
+    #[error("the launcher answered {code}: {said}")]
+    Answer {
+        /// HTTP status.
+        code: StatusCode,
+        /// What it said.
+        said: String,
+    },
+    /// The status names no address.
+    #[error("the instance's launcher has no address yet")]
+    Address,
+    /// The Secret cannot be read.
+    #[error("reading Secret {SECRET}, which kubernest-operator makes")]
+    Secret(#[source] Box<kube::Error>),
+    /// The Secret has not all.
+    #[error("Secret {SECRET} has no {0}")]
+    Key(&'static str),
+    /// The Secret's PEM.
+    #[error("Secret {SECRET} is not PEM")]
+    Pem(#[from] rustls_pki_types::pem::Error),
+    /// TLS cannot be set up.
+    #[error("setting up TLS to the launcher")]
+    Tls(#[from] rustls::Error),
+    /// The name that the launcher must prove.
+    #[error("the instance's uid is no DNS label")]
+    Name(#[from] InvalidDnsNameError),
+    /// TCP or handshake.
+    #[error("connecting to the launcher at {address}")]
+    Connect {
+        /// Where.
+        address: String,
+        /// What was wrong.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It took too long.
+    #[error("the launcher did not answer within {0:?}")]
+    Slow(Duration),
+    /// HTTP.
+    #[error("talking to the launcher")]
+    Http(#[from] hyper::Error),
+    /// A request that cannot be.
+    #[error("building the request")]
+    Request(#[from] hyper::http::Error),
+}
+
+impl LauncherError {
+    /// What the user is told.
+    pub fn failure(&self, instance: &VirtualMachineInstance) -> Failure {
+        match self {
+            Self::Refused(why) => Failure::conflict(Kind::Instance, &instance.name_any(), why),
+            Self::Absent(why) => Failure::bad_request(why.clone()),
+            other => Failure::internal("dialing virt-launcher", other),
+        }
+    }
+}
+
+/// Reaches launchers.
+#[derive(Clone)]
+pub struct Launchers {
+    client: Client,
+    namespace: String,
+}
+
+impl Launchers {
+    /// With the credential in `namespace`.
+    pub fn new(client: Client, namespace: String) -> Self {
+        Self { client, namespace }
+    }
+
+    /// Has the launcher of `instance` carry out a command.
+    ///
+    /// # Errors
+    /// [`LauncherError`].
+    pub async fn command(&self, instance: &VirtualMachineInstance, path: &str) -> Result<(), LauncherError> {
+        let commanded = async {
+            let request = Request::builder().method(Method::PUT).uri(path);
+            let response = self.send(instance, request).await?;
+            if response.status() == StatusCode::OK {
+                return Ok(());
+            }
+            Err(refusal(response).await)
+        };
+        timeout(COMMAND_LIMIT, commanded)
+            .await
+            .unwrap_or(Err(LauncherError::Slow(COMMAND_LIMIT)))
+    }
+
+    /// Opens a stream to the launcher of `instance`.
+    ///
+    /// # Errors
+    /// [`LauncherError`].
+    pub async fn stream(&self, instance: &VirtualMachineInstance, path: &str) -> Result<Stream, LauncherError> {
+        let opened = async {
+            let request = Request::builder()
+                .uri(path)
+                .header(header::CONNECTION, "Upgrade")
+                .header(header::UPGRADE, control::STREAM_PROTOCOL);
+            let response = self.send(instance, request).await?;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                return Ok(TokioIo::new(hyper::upgrade::on(response).await?));
+            }
+            Err(refusal(response).await)
+        };
+        timeout(COMMAND_LIMIT, opened)
+            .await
+            .unwrap_or(Err(LauncherError::Slow(COMMAND_LIMIT)))
+    }
+
+    async fn send(
+        &self,
+        instance: &VirtualMachineInstance,
+        request: hyper::http::request::Builder,
+    ) -> Result<Response<hyper::body::Incoming>, LauncherError> {
+        let stream = self.connect(instance).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        // Ends with the stream, or when the sender below is dropped.
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "connection to a launcher ended");
+            }
+        });
+        let request = request.header(header::HOST, "launcher").body(Empty::<Bytes>::new())?;
+        Ok(sender.send_request(request).await?)
+    }
+
+    async fn connect(&self, instance: &VirtualMachineInstance) -> Result<TlsStream<TcpStream>, LauncherError> {
+        let status = instance.status.as_ref();
+        let address = status
+            .and_then(|status| status.launcher_address.as_deref())
+            .ok_or(LauncherError::Address)?;
+        let config = self.credential().await?;
+        let name = ServerName::try_from(control::server_name(&instance.uid().unwrap_or_default()))?;
+        let failed = |source| LauncherError::Connect {
+            address: address.to_owned(),
+            source,
+        };
+        let connected = async {
+            let stream = TcpStream::connect((address, paths::CONTROL_PORT)).await?;
+            stream.set_nodelay(true)?;
+            TlsConnector::from(Arc::new(config)).connect(name, stream).await
+        };
+        match timeout(CONNECT_LIMIT, connected).await {
+            Ok(connected) => connected.map_err(failed),
+            Err(_) => Err(LauncherError::Slow(CONNECT_LIMIT)),
+        }
+    }
+
+    async fn credential(&self) -> Result<ClientConfig, LauncherError> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let secret = secrets
+            .get(SECRET)
+            .await
+            .map_err(|error| LauncherError::Secret(Box::new(error)))?;
+        let data = secret.data.unwrap_or_default();
+        let text = |key: &'static str| data.get(key).map(|bytes| &bytes.0[..]).ok_or(LauncherError::Key(key));
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(text(control::files::CA)?) {
+            roots.add(certificate?)?;
+        }
+        let chain =
+            CertificateDer::pem_slice_iter(text(control::files::CERTIFICATE)?).collect::<Result<Vec<_>, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(text(control::files::KEY)?)?;
+        Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)?)
+    }
+}
+
+/// What an answer other than the one wanted means.
+async fn refusal(response: Response<hyper::body::Incoming>) -> LauncherError {
+    let code = response.status();
+    let said = match Limited::new(response.into_body(), ANSWER_BYTES).collect().await {
+        Ok(body) => String::from_utf8_lossy(&body.to_bytes()).trim().to_owned(),
+        Err(_) => String::new(),
+    };
+    match code {
+        StatusCode::CONFLICT => LauncherError::Refused(said),
+        StatusCode::NOT_FOUND => LauncherError::Absent(said),
+        code => LauncherError::Answer { code, said },
+    }
+}

@@ -1,0 +1,464 @@
+//! The aggregated API behind a real API server: who is believed, who may, what is written, what flows.
+//!
+//! No machine runs here; consoles of real guests are tested end to end.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test; helpers count as production code for clippy"
+)]
+
+use std::{ffi::OsStr, path::Path, sync::Arc, time::Duration};
+
+use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
+use kube::{
+    Api, Client, Resource,
+    api::{Patch, PatchParams, PostParams},
+};
+use kubernest_crds::kubevirt::v1::{VirtualMachine, VirtualMachineInstance};
+use kubernest_integration::{ControlPlane, PlainStream, Process, StreamError, free_port, install_crds, wait_until};
+use kubernest_pki::{CaMaterial, EmbeddedIssuer, Leaf, issue};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const LIMIT: Duration = Duration::from_secs(30);
+const BASE: &str = "/apis/subresources.kubevirt.io/v1";
+
+/// An API server that has one replica of kubernest-api behind it.
+struct Setup {
+    api: Process,
+    port: u16,
+    client: Client,
+    plane: ControlPlane,
+}
+
+impl Setup {
+    async fn start() -> Self {
+        let plane = ControlPlane::start().await.unwrap();
+        let client = plane.client().await.unwrap();
+        install_crds(&client).await.unwrap();
+        for name in ["kubernest-system", "org-acme"] {
+            create::<Namespace>(&client, None, json!({"metadata": {"name": name}})).await;
+        }
+        let (port, metrics) = (free_port().unwrap(), free_port().unwrap());
+        // The API server reaches it by name: no proxy makes Services work here.
+        let service = json!({"metadata": {"name": "kubernest-api"}, "spec": {
+            "type": "ExternalName", "externalName": "localhost", "ports": [{"port": port}],
+        }});
+        create::<Service>(&client, Some("kubernest-system"), service).await;
+        for version in ["v1", "v1alpha3"] {
+            let api_service = json!({"metadata": {"name": format!("{version}.subresources.kubevirt.io")}, "spec": {
+                "group": "subresources.kubevirt.io", "version": version, "groupPriorityMinimum": 1000, "versionPriority": 15,
+                "service": {"name": "kubernest-api", "namespace": "kubernest-system", "port": port},
+            }});
+            create::<APIService>(&client, None, api_service).await;
+        }
+        create::<k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration>(
+            &client,
+            None,
+            json!({"metadata": {"name": "kubernest"}, "webhooks": []}),
+        )
+        .await;
+        let arguments = [
+            format!("--addr=127.0.0.1:{port}"),
+            format!("--metrics-addr=127.0.0.1:{metrics}"),
+            "--san=127.0.0.1".to_owned(),
+            "--log-format=text".to_owned(),
+        ];
+        let kubeconfig = plane.kubeconfig();
+        let environment: [(&str, &OsStr); 1] = [("KUBECONFIG", kubeconfig.as_os_str())];
+        let program = Path::new(env!("CARGO_BIN_EXE_kubernest-api"));
+        let log = plane.directory().join("api.log");
+        let api = Process::start(program, arguments, &environment, &log).unwrap();
+        let setup = Self {
+            api,
+            port,
+            client,
+            plane,
+        };
+        // Not the condition Available: the API server's proxy learns of it a moment later.
+        let available = wait_until(LIMIT, || async {
+            let alpha = BASE.replace("v1", "v1alpha3");
+            let (code, _) = setup.ask("GET", BASE, None, Value::Null).await;
+            let (alpha, _) = setup.ask("GET", &alpha, None, Value::Null).await;
+            (code, alpha) == (200, 200)
+        });
+        assert!(
+            available.await,
+            "not available; kubernest-api said\n{}",
+            setup.api.tail(20)
+        );
+        setup
+    }
+
+    /// A request through the API server, as `user` if one is named: code and body.
+    async fn ask(&self, method: &str, path: &str, user: Option<&str>, body: Value) -> (u16, Value) {
+        let mut request = http::Request::builder().method(method).uri(path);
+        if let Some(user) = user {
+            request = request.header("impersonate-user", user);
+        }
+        let body = if body.is_null() {
+            Vec::new()
+        } else {
+            body.to_string().into_bytes()
+        };
+        let request = request.body(kube::client::Body::from(body)).unwrap();
+        let response = self.client.send(request).await.unwrap();
+        let code = response.status().as_u16();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (code, serde_json::from_slice(&bytes).unwrap_or_default())
+    }
+
+    async fn put(&self, resource: &str, verb: &str, body: Value) -> (u16, String) {
+        let path = format!("{BASE}/namespaces/org-acme/{resource}/{verb}");
+        let (code, answer) = self.ask("PUT", &path, None, body).await;
+        (code, answer["message"].as_str().unwrap_or_default().to_owned())
+    }
+
+    fn api<K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>>(&self) -> Api<K> {
+        Api::namespaced(self.client.clone(), "org-acme")
+    }
+
+    async fn machine(&self, name: &str, strategy: &str) {
+        let machine = json!({
+            "metadata": {"name": name},
+            "spec": {"runStrategy": strategy, "template": {"spec": {"domain": {"devices": {}}}}},
+        });
+        create::<VirtualMachine>(&self.client, Some("org-acme"), machine).await;
+    }
+
+    /// An instance that the API takes for a running one.
+    async fn instance(&self, name: &str, status: Value) -> String {
+        let instance = json!({"metadata": {"name": name}, "spec": {"domain": {"devices": {}}}});
+        let instance = create::<VirtualMachineInstance>(&self.client, Some("org-acme"), instance).await;
+        let params = PatchParams::default();
+        let status = Patch::Merge(json!({"status": status}));
+        self.api::<VirtualMachineInstance>()
+            .patch_status(name, &params, &status)
+            .await
+            .unwrap();
+        instance.metadata.uid.unwrap()
+    }
+}
+
+async fn create<K>(client: &Client, namespace: Option<&str>, object: Value) -> K
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + serde::Serialize,
+{
+    let kind = kube::api::ApiResource::erase::<K>(&());
+    let api: Api<kube::api::DynamicObject> = match namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &kind),
+        None => Api::all_with(client.clone(), &kind),
+    };
+    let mut object = object;
+    object["apiVersion"] = json!(kind.api_version);
+    object["kind"] = json!(kind.kind);
+    let object = serde_json::from_value(object).unwrap();
+    let created = api.create(&PostParams::default(), &object).await.unwrap();
+    created.try_parse().unwrap()
+}
+
+#[tokio::test]
+async fn integration_subresources_are_discovered() {
+    let setup = Setup::start().await;
+    let listed = setup.plane.kubectl(["get", "--raw", BASE]).unwrap();
+    let said = String::from_utf8_lossy(&listed.stdout);
+    assert!(said.contains("virtualmachineinstances/console"), "{listed:?}");
+    let (code, version) = setup.ask("GET", &format!("{BASE}/version"), None, Value::Null).await;
+    assert_eq!((code, &version["minor"]), (200, &json!("9")));
+    let (code, health) = setup.ask("GET", &format!("{BASE}/healthz"), None, Value::Null).await;
+    assert_eq!((code, &health["apiserver"]["connectivity"]), (200, &json!("ok")));
+    // Short names of all groups work only while every group can be listed.
+    let names = setup.plane.kubectl(["get", "vmi,vm", "-n", "org-acme"]).unwrap();
+    assert!(names.status.success(), "{}", String::from_utf8_lossy(&names.stderr));
+    for version in ["v1", "v1alpha3"] {
+        let path = format!("/openapi/v3/apis/subresources.kubevirt.io/{version}");
+        let found = wait_until(LIMIT, || async {
+            let (code, document) = setup.ask("GET", &path, None, Value::Null).await;
+            code == 200 && document["paths"].as_object().is_some_and(|paths| !paths.is_empty())
+        });
+        assert!(found.await, "{path} is not merged");
+    }
+}
+
+#[tokio::test]
+async fn integration_subresources_ask_whether_the_user_may() {
+    let setup = Setup::start().await;
+    setup.machine("vm", "Halted").await;
+    let path = format!("{BASE}/namespaces/org-acme/virtualmachines/vm/start");
+    let (code, denied) = setup.ask("PUT", &path, Some("ada"), Value::Null).await;
+    assert_eq!(code, 403, "{denied}");
+    assert!(
+        denied["message"]
+            .as_str()
+            .unwrap()
+            .contains("User \"ada\" cannot update"),
+        "{denied}"
+    );
+    let role = "subresources.kubevirt.io";
+    let rule = json!({"apiGroups": [role], "resources": ["virtualmachines/start"], "verbs": ["update"]});
+    create::<k8s_openapi::api::rbac::v1::Role>(
+        &setup.client,
+        Some("org-acme"),
+        json!({"metadata": {"name": "start"}, "rules": [rule]}),
+    )
+    .await;
+    create::<k8s_openapi::api::rbac::v1::RoleBinding>(
+        &setup.client,
+        Some("org-acme"),
+        json!({
+            "metadata": {"name": "start"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "start"},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "ada"}],
+        }),
+    )
+    .await;
+    let allowed = wait_until(LIMIT, || async {
+        setup.ask("PUT", &path, Some("ada"), Value::Null).await.0 == 202
+    });
+    assert!(allowed.await, "{}", setup.api.tail(20));
+    let console = format!("{BASE}/namespaces/org-acme/virtualmachineinstances/vm/console");
+    match PlainStream::open(&setup.plane.kubeconfig(), &console, Some("ada")).await {
+        Err(StreamError::Refused { code: 403, body }) => assert!(body.contains("\"kind\":\"Status\""), "{body}"),
+        other => panic!("{:?}", other.err()),
+    }
+}
+
+#[tokio::test]
+async fn integration_subresources_believe_the_front_proxy_only() {
+    let setup = Setup::start().await;
+    setup.machine("vm", "Halted").await;
+    let own = CaMaterial::generate("somebody").unwrap();
+    let proxy = setup.plane.front_proxy_ca().unwrap();
+    for (what, ca, name, wanted) in [
+        ("no certificate", None, "", Some(401)),
+        (
+            "a name that is not allowed",
+            Some(&proxy),
+            "kubernetes-admin",
+            Some(401),
+        ),
+        ("another CA", Some(&own), "front-proxy-client", None),
+        ("the front proxy", Some(&proxy), "front-proxy-client", Some(202)),
+    ] {
+        let credential = match ca {
+            Some(ca) => {
+                let issuer = EmbeddedIssuer::new(ca).unwrap();
+                Some(issue(&issuer, &Leaf::client(name, None)).await.unwrap())
+            }
+            None => None,
+        };
+        assert_eq!(forged(&setup, credential).await, wanted, "{what}");
+    }
+}
+
+/// A start asked of kubernest-api itself, with headers that name an administrator; `None` when TLS did not come about.
+async fn forged(setup: &Setup, credential: Option<kubernest_pki::Credential>) -> Option<u16> {
+    let services: Api<APIService> = Api::all(setup.client.clone());
+    let bundle = services
+        .get("v1.subresources.kubevirt.io")
+        .await
+        .unwrap()
+        .spec
+        .unwrap()
+        .ca_bundle
+        .unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&bundle.0) {
+        roots.add(certificate.unwrap()).unwrap();
+    }
+    let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
+    let config = match credential {
+        None => builder.with_no_client_auth(),
+        Some(credential) => {
+            let chain = CertificateDer::pem_slice_iter(credential.chain_pem.as_bytes());
+            let key = PrivateKeyDer::from_pem_slice(credential.key_pem.as_bytes()).unwrap();
+            builder
+                .with_client_auth_cert(chain.collect::<Result<_, _>>().unwrap(), key)
+                .unwrap()
+        }
+    };
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", setup.port)).await.unwrap();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .ok()?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+    tokio::spawn(connection);
+    let request = http::Request::put(format!("{BASE}/namespaces/org-acme/virtualmachines/vm/start"))
+        .header("host", "kubernest-api")
+        .header("x-remote-user", "kubernetes-admin")
+        .header("x-remote-group", "system:masters")
+        .body(http_body_util::Empty::<bytes::Bytes>::new())
+        .unwrap();
+    // A certificate that is not believed ends the connection, in TLS 1.3 after the handshake.
+    Some(sender.send_request(request).await.ok()?.status().as_u16())
+}
+
+#[tokio::test]
+async fn integration_subresources_start_stop_and_restart() {
+    let setup = Setup::start().await;
+    let machines: Api<VirtualMachine> = setup.api();
+    assert_eq!(
+        setup.put("virtualmachines/none", "start", Value::Null).await,
+        (404, "virtualmachine.kubevirt.io \"none\" not found".to_owned())
+    );
+    setup.machine("vm", "Halted").await;
+    let dry = setup
+        .put("virtualmachines/vm", "start", json!({"dryRun": ["All"]}))
+        .await;
+    assert_eq!(dry.0, 202);
+    let strategy = async || machines.get("vm").await.unwrap().spec.run_strategy;
+    assert_eq!(strategy().await.as_deref(), Some("Halted"));
+    assert_eq!(setup.put("virtualmachines/vm", "start", Value::Null).await.0, 202);
+    assert_eq!(strategy().await.as_deref(), Some("Always"));
+    let refused = setup.put("virtualmachines/vm", "start", json!({"what": 1})).await;
+    assert!(
+        refused.0 == 400 && refused.1.contains("unknown field `what`"),
+        "{refused:?}"
+    );
+    assert_eq!(
+        setup.put("virtualmachines/vm", "start", Value::Null).await,
+        (
+            409,
+            "Operation cannot be fulfilled on virtualmachine.kubevirt.io \"vm\": Always does not support manual start \
+             requests"
+                .to_owned()
+        )
+    );
+    let uid = setup.instance("vm", json!({"phase": "Running"})).await;
+    let running = setup.put("virtualmachines/vm", "start", Value::Null).await;
+    assert!(running.1.ends_with("VM is already running"), "{running:?}");
+    let forced = setup
+        .put("virtualmachines/vm", "restart", json!({"gracePeriodSeconds": 0}))
+        .await;
+    assert_eq!(forced.0, 202, "{forced:?}");
+    let requests = serde_json::to_value(machines.get("vm").await.unwrap().status.unwrap().state_change_requests);
+    assert_eq!(
+        requests.unwrap(),
+        json!([{"action": "Stop", "uid": uid}, {"action": "Start"}])
+    );
+    let instances: Api<VirtualMachineInstance> = setup.api();
+    let grace = instances.get("vm").await.unwrap().spec.termination_grace_period_seconds;
+    assert_eq!(grace, Some(0));
+    assert_eq!(setup.put("virtualmachines/vm", "stop", Value::Null).await.0, 202);
+    assert_eq!(strategy().await.as_deref(), Some("Halted"));
+    let (code, expanded) = setup
+        .ask(
+            "GET",
+            &format!("{BASE}/namespaces/org-acme/virtualmachines/vm/expand-spec"),
+            None,
+            Value::Null,
+        )
+        .await;
+    assert_eq!((code, &expanded["spec"]["runStrategy"]), (200, &json!("Halted")));
+}
+
+#[tokio::test]
+async fn integration_subresources_of_an_instance_answer_by_its_state() {
+    let setup = Setup::start().await;
+    let name = "virtualmachineinstances/vmi";
+    assert_eq!(setup.put(name, "pause", Value::Null).await.0, 404);
+    setup.instance("vmi", json!({"phase": "Scheduling"})).await;
+    let conflict = "Operation cannot be fulfilled on virtualmachineinstance.kubevirt.io \"vmi\": ";
+    for (verb, why) in [
+        ("pause", "VM is not running"),
+        ("unpause", "VMI is not running"),
+        ("softreboot", "VM is not running"),
+    ] {
+        assert_eq!(
+            setup.put(name, verb, Value::Null).await,
+            (409, format!("{conflict}{why}"))
+        );
+    }
+    let refused = async |path: &str| {
+        let path = format!("{BASE}/namespaces/org-acme/{name}/{path}");
+        match PlainStream::open(&setup.plane.kubeconfig(), &path, None).await {
+            Err(StreamError::Refused { code, body }) => {
+                let status: Value = serde_json::from_str(&body).unwrap();
+                assert_eq!((&status["kind"], &status["code"]), (&json!("Status"), &json!(code)));
+                (code, status["message"].as_str().unwrap().to_owned())
+            }
+            other => panic!("{:?}", other.err()),
+        }
+    };
+    assert_eq!(refused("console").await, (400, "VMI is not running".to_owned()));
+    assert_eq!(refused("vnc").await, (400, "VMI is not running".to_owned()));
+    assert_eq!(
+        refused("portforward/22").await,
+        (400, "no network interfaces are present".to_owned())
+    );
+    assert_eq!(refused("portforward/0").await.0, 400);
+    let path = format!("{BASE}/namespaces/org-acme/{name}");
+    let (code, _) = setup.ask("GET", &format!("{path}/console"), None, Value::Null).await;
+    assert_eq!(code, 400, "a console is a websocket");
+    let running = Patch::Merge(json!({"status": {"phase": "Running"}}));
+    let instances: Api<VirtualMachineInstance> = setup.api();
+    instances
+        .patch_status("vmi", &PatchParams::default(), &running)
+        .await
+        .unwrap();
+    let (code, agent) = setup
+        .ask("GET", &format!("{path}/guestosinfo"), None, Value::Null)
+        .await;
+    assert_eq!(
+        (code, agent["message"].as_str().unwrap()),
+        (409, &*format!("{conflict}VMI does not have guest agent connected"))
+    );
+    // Without an address of its launcher, and without a launcher.
+    let (code, why) = setup.put(name, "pause", Value::Null).await;
+    assert!(code == 500 && why.contains("has no address yet"), "{code} {why}");
+    let (code, _) = setup.ask("GET", &format!("{path}/nothing"), None, Value::Null).await;
+    assert_eq!(code, 404);
+}
+
+#[tokio::test]
+async fn integration_subresources_forward_ports() {
+    let setup = Setup::start().await;
+    let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = tcp.local_addr().unwrap().port();
+    let interfaces = json!({"phase": "Running", "interfaces": [{"name": "default", "ipAddress": "127.0.0.1"}]});
+    setup.instance("vmi", interfaces).await;
+    let echo = tokio::spawn(async move {
+        let (mut stream, _) = tcp.accept().await.unwrap();
+        let mut buffer = vec![0; 4096];
+        loop {
+            let n = stream.read(&mut buffer).await.unwrap();
+            if n == 0 || buffer[..n].ends_with(b"bye") {
+                return;
+            }
+            stream.write_all(&buffer[..n]).await.unwrap();
+        }
+    });
+    let base = format!("{BASE}/namespaces/org-acme/virtualmachineinstances/vmi/portforward");
+    let path = format!("{base}/{port}");
+    let mut stream = PlainStream::open(&setup.plane.kubeconfig(), &path, None).await.unwrap();
+    stream.send(b"hello").await.unwrap();
+    assert!(stream.expect("hello").await.unwrap());
+    let large = "x".repeat(300_000);
+    stream.send(large.as_bytes()).await.unwrap();
+    assert!(stream.expect(&large).await.unwrap());
+    stream.send(b"bye").await.unwrap();
+    assert_eq!(stream.receive().await.unwrap(), None, "the end is told as such");
+    echo.await.unwrap();
+
+    let udp = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let path = format!("{base}/{}/udp", udp.local_addr().unwrap().port());
+    let mut stream = PlainStream::open(&setup.plane.kubeconfig(), &path, None).await.unwrap();
+    stream.send(b"question").await.unwrap();
+    let mut buffer = [0; 64];
+    let (n, from) = udp.recv_from(&mut buffer).await.unwrap();
+    assert_eq!(&buffer[..n], b"question");
+    udp.send_to(b"answer", from).await.unwrap();
+    assert!(stream.expect("answer").await.unwrap());
+    let closed = PlainStream::open(&setup.plane.kubeconfig(), &format!("{base}/1"), None).await;
+    assert!(
+        matches!(closed, Err(StreamError::Refused { code: 500, .. })),
+        "nobody listens there"
+    );
+}
