@@ -303,7 +303,7 @@ pub struct CustomBlockSize {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DiskTarget {
-    /// `virtio`, `sata`, `scsi` or `usb`.
+    /// `virtio`, `sata` (default), `scsi` or `usb`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
     /// The guest may not write.
@@ -315,7 +315,7 @@ pub struct DiskTarget {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CdRomTarget {
-    /// `sata`, `scsi` or `usb`.
+    /// `sata` (default), `scsi` or `usb`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
     /// The guest may not write. Default true.

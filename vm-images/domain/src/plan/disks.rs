@@ -62,12 +62,12 @@ fn disk_of(
     let (device, bus, read_only) = match (&disk.disk, &disk.cdrom) {
         (Some(_), Some(_)) => return Err(invalid(field, "can only have a single target type defined")),
         (disk, None) => {
-            let bus = disk.as_ref().and_then(|disk| disk.bus.as_deref()).unwrap_or("virtio");
+            let bus = disk.as_ref().and_then(|disk| disk.bus.as_deref()).unwrap_or_default();
             let read_only = disk.as_ref().and_then(|disk| disk.read_only).unwrap_or(false);
             (Device::Disk, bus_of(&format!("{field}.disk.bus"), bus)?, read_only)
         }
         (None, Some(cdrom)) => {
-            let bus = bus_of(&format!("{field}.cdrom.bus"), cdrom.bus.as_deref().unwrap_or("sata"))?;
+            let bus = bus_of(&format!("{field}.cdrom.bus"), cdrom.bus.as_deref().unwrap_or_default())?;
             if bus == Bus::Virtio {
                 return Err(unsupported(format!("{field}.cdrom.bus")));
             }
@@ -392,8 +392,9 @@ pub(super) fn shares(launch: &Launch) -> Result<Vec<Share>, PlanError> {
 
 fn bus_of(field: &str, bus: &str) -> Result<Bus, PlanError> {
     match bus {
-        "" | "virtio" => Ok(Bus::Virtio),
-        "sata" => Ok(Bus::Sata),
+        "virtio" => Ok(Bus::Virtio),
+        // KubeVirt's default.
+        "" | "sata" => Ok(Bus::Sata),
         "scsi" => Ok(Bus::Scsi),
         "usb" => Ok(Bus::Usb),
         _ => Err(unsupported(field)),

@@ -408,11 +408,10 @@ fn volume_status(instance: &VirtualMachineInstance) -> Vec<VolumeStatus> {
 
 fn device_prefix(disk: &Disk) -> &'static str {
     let bus = match (&disk.cdrom, &disk.disk) {
-        (Some(cdrom), _) => cdrom.bus.as_deref().unwrap_or("sata"),
-        (None, Some(target)) => target.bus.as_deref().unwrap_or("virtio"),
-        (None, None) => "virtio",
+        (Some(cdrom), _) => cdrom.bus.as_deref(),
+        (None, target) => target.as_ref().and_then(|target| target.bus.as_deref()),
     };
-    if bus == "virtio" { "vd" } else { "sd" }
+    if bus == Some("virtio") { "vd" } else { "sd" }
 }
 
 fn describe(over: &Ending) -> String {

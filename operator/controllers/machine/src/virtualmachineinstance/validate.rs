@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 use kubernest_crds::kubevirt::v1::{
-    Interface, Masquerade, Memory, Network, PodNetwork, Port, VirtualMachineInstance, Volume, start_strategy,
+    Cpu, Interface, Masquerade, Memory, Network, PodNetwork, Port, VirtualMachineInstance, Volume, start_strategy,
 };
 use kubernest_crds::quantity::Quantity;
 use kubernest_domain::{ClaimedVolume, VolumeMode};
@@ -105,6 +105,7 @@ pub fn validate(
     instance.status = None;
     let guest_bytes = default_memory(&mut instance)?;
     default_network(&mut instance);
+    default_topology(&mut instance);
     check_volumes(&instance)?;
     check_probes(&instance)?;
     let nics = nics(&instance)?;
@@ -141,6 +142,25 @@ fn bytes(field: &str, quantity: &Quantity) -> Result<u64, Obstacle> {
         .ok()
         .filter(|bytes| *bytes > 0)
         .ok_or_else(|| invalid(field, "must be more than 0"))
+}
+
+/// Sockets by the processor time that the pod may have, or asks for, when the user gave no topology (KubeVirt's rule).
+fn default_topology(instance: &mut VirtualMachineInstance) {
+    let domain = &mut instance.spec.domain;
+    let cpu = domain.cpu.clone().unwrap_or_default();
+    let given = [cpu.sockets, cpu.cores, cpu.threads];
+    if given.iter().any(|number| number.is_some_and(|number| number > 0)) {
+        return;
+    }
+    let resources = &domain.resources;
+    let time = resources.limits.get("cpu").or_else(|| resources.requests.get("cpu"));
+    let sockets = time.and_then(|time| u32::try_from(time.value().ok()?).ok());
+    if let Some(sockets) = sockets.filter(|sockets| *sockets > 0) {
+        domain.cpu = Some(Cpu {
+            sockets: Some(sockets),
+            ..cpu
+        });
+    }
 }
 
 /// One masquerade interface on the pod network when the user gave neither interfaces nor networks.

@@ -24,6 +24,18 @@ fn validate_fills_in_kubevirts_defaults() {
     assert_eq!(machine.nics.len(), 1);
     assert!(machine.nics[0].mac.starts_with("02:"));
 
+    let mut busy = bare.clone();
+    busy.spec
+        .domain
+        .resources
+        .limits
+        .insert("cpu".to_owned(), "2500m".into());
+    assert_eq!(
+        validate(&busy, &BTreeMap::new()).unwrap().cpus,
+        3,
+        "sockets by the limit, rounded up"
+    );
+
     let mut alone = bare;
     alone.spec.domain.devices.autoattach_pod_interface = Some(false);
     assert_eq!(validate(&alone, &BTreeMap::new()).unwrap().nics, []);
