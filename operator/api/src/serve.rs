@@ -10,7 +10,10 @@ use crate::{
     args::Args,
     certificate::{Serving, service_names},
     routes, subresources,
-    subresources::{peer::PeerAcceptor, proxy::Proxy},
+    subresources::{
+        peer::PeerAcceptor,
+        proxy::{self, Proxy},
+    },
     trust::{self, Trust},
 };
 
@@ -26,6 +29,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let metrics = Metrics::new();
     let readiness = server::Readiness::default();
     readiness.set(trust::READY, false);
+    readiness.set(proxy::READY, false);
 
     let serving = Serving::default();
     let mut names = service_names(&args.service, &args.namespace);
@@ -45,9 +49,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     let tls = RustlsConfig::from_config(Arc::new(serving.tls_config(None).context("cannot set up TLS")?));
     let proxy = Proxy::default();
-    let believing = proxy
-        .clone()
-        .keep(client.clone(), serving, tls.clone(), shutdown.clone());
+    let believing = proxy.clone().keep(
+        client.clone(),
+        serving,
+        tls.clone(),
+        readiness.clone(),
+        shutdown.clone(),
+    );
     let believing = tokio::spawn(believing);
     let router = routes::router(args.installation(), args.namespace.clone(), &metrics, readiness.clone())
         .merge(subresources::router(client, args.namespace.clone(), proxy, &metrics));

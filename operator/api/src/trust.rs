@@ -100,7 +100,7 @@ pub async fn keep(trust: Trust, shutdown: CancellationToken) {
             Err(error) => {
                 tracing::warn!(
                     error = chain(&error),
-                    "the webhooks' trust is not right yet, tries again"
+                    "the trust in webhooks and aggregated API is not right yet, tries again"
                 );
                 RETRY
             }
@@ -161,11 +161,12 @@ async fn settle(trust: &Trust, leaf: &mut Option<CertificateInfo>) -> Result<(),
         trust.readiness.set(READY, true);
     }
     let bundle = ByteString(rotation::bundle(&data)?.into_bytes());
-    set_webhook_bundle(trust, &bundle).await?;
+    // One that fails must not keep the others from what they need.
+    let mut outcome = set_webhook_bundle(trust, &bundle).await;
     for name in &trust.api_services {
-        set_api_service_bundle(trust, name, &bundle).await?;
+        outcome = outcome.and(set_api_service_bundle(trust, name, &bundle).await);
     }
-    Ok(())
+    outcome
 }
 
 /// The CA Secret; made if there is none. Of several replicas one makes it and all read that one.

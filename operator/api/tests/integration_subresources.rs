@@ -131,9 +131,20 @@ impl Setup {
         create::<VirtualMachine>(&self.client, Some("org-acme"), machine).await;
     }
 
-    /// An instance that the API takes for a running one.
+    /// An instance that the API takes for one in this state; of the machine of its name, if there is one.
     async fn instance(&self, name: &str, status: Value) -> String {
-        let instance = json!({"metadata": {"name": name}, "spec": {"domain": {"devices": {}}}});
+        let machine = self.api::<VirtualMachine>().get_opt(name).await.unwrap();
+        let owner = machine.map(|machine| {
+            json!({
+                "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "name": name, "controller": true,
+                "uid": machine.metadata.uid,
+            })
+        });
+        let owners: Vec<Value> = owner.into_iter().collect();
+        let instance = json!({
+            "metadata": {"name": name, "ownerReferences": owners},
+            "spec": {"domain": {"devices": {}}},
+        });
         let instance = create::<VirtualMachineInstance>(&self.client, Some("org-acme"), instance).await;
         let params = PatchParams::default();
         let status = Patch::Merge(json!({"status": status}));
@@ -309,6 +320,11 @@ async fn integration_subresources_start_stop_and_restart() {
         (404, "virtualmachine.kubevirt.io \"none\" not found".to_owned())
     );
     setup.machine("vm", "Halted").await;
+    let path = format!("{BASE}/namespaces/org-acme/virtualmachines/vm/start");
+    let body = kube::client::Body::from(br#"{"dryRun": ["All"], "what": 1}"#.to_vec());
+    let request = http::Request::put(path).body(body).unwrap();
+    let warned = setup.client.send(request).await.unwrap();
+    assert_eq!(warned.headers()["warning"], "299 - \"unknown field \\\"what\\\"\"");
     let dry = setup
         .put("virtualmachines/vm", "start", json!({"dryRun": ["All"]}))
         .await;
@@ -317,11 +333,6 @@ async fn integration_subresources_start_stop_and_restart() {
     assert_eq!(strategy().await.as_deref(), Some("Halted"));
     assert_eq!(setup.put("virtualmachines/vm", "start", Value::Null).await.0, 202);
     assert_eq!(strategy().await.as_deref(), Some("Always"));
-    let refused = setup.put("virtualmachines/vm", "start", json!({"what": 1})).await;
-    assert!(
-        refused.0 == 400 && refused.1.contains("unknown field `what`"),
-        "{refused:?}"
-    );
     assert_eq!(
         setup.put("virtualmachines/vm", "start", Value::Null).await,
         (
@@ -389,10 +400,7 @@ async fn integration_subresources_of_an_instance_answer_by_its_state() {
     };
     assert_eq!(refused("console").await, (400, "VMI is not running".to_owned()));
     assert_eq!(refused("vnc").await, (400, "VMI is not running".to_owned()));
-    assert_eq!(
-        refused("portforward/22").await,
-        (400, "no network interfaces are present".to_owned())
-    );
+    assert_eq!(refused("portforward/22").await, (400, "VMI is not running".to_owned()));
     assert_eq!(refused("portforward/0").await.0, 400);
     let path = format!("{BASE}/namespaces/org-acme/{name}");
     let (code, _) = setup.ask("GET", &format!("{path}/console"), None, Value::Null).await;
@@ -403,6 +411,21 @@ async fn integration_subresources_of_an_instance_answer_by_its_state() {
         .patch_status("vmi", &PatchParams::default(), &running)
         .await
         .unwrap();
+    assert_eq!(
+        refused("portforward/22").await,
+        (400, "no network interfaces are present".to_owned())
+    );
+    // Whatever somebody writes into a status, nothing but pods is dialled.
+    let own = Patch::Merge(json!({"status": {"interfaces": [{"name": "default", "ipAddress": "127.0.0.1"}]}}));
+    instances
+        .patch_status("vmi", &PatchParams::default(), &own)
+        .await
+        .unwrap();
+    let (code, why) = refused("portforward/8080").await;
+    assert!(
+        code == 400 && why.contains("no address that is reached"),
+        "{code} {why}"
+    );
     let (code, agent) = setup
         .ask("GET", &format!("{path}/guestosinfo"), None, Value::Null)
         .await;
@@ -417,12 +440,40 @@ async fn integration_subresources_of_an_instance_answer_by_its_state() {
     assert_eq!(code, 404);
 }
 
+/// An address of this machine that is not the loopback's; nothing is sent to find it.
+async fn own_address() -> std::net::IpAddr {
+    let socket = tokio::net::UdpSocket::bind("0.0.0.0:0").await.unwrap();
+    socket.connect("192.0.2.1:9").await.unwrap();
+    socket.local_addr().unwrap().ip()
+}
+
+/// What tells kubernest-api that its patch came too late: 422 without causes.
+#[tokio::test]
+async fn integration_subresources_a_failed_test_has_no_causes() {
+    let setup = Setup::start().await;
+    setup.machine("vm", "Halted").await;
+    let machines: Api<VirtualMachine> = setup.api();
+    let patch = json!([
+        {"op": "test", "path": "/metadata/resourceVersion", "value": "1"},
+        {"op": "replace", "path": "/spec/runStrategy", "value": "Always"},
+    ]);
+    let patch: Patch<()> = Patch::Json(serde_json::from_value(patch).unwrap());
+    match machines.patch("vm", &PatchParams::default(), &patch).await {
+        Err(kube::Error::Api(answer)) => {
+            let causes = answer.details.as_ref().map_or(0, |details| details.causes.len());
+            assert_eq!((answer.code, causes), (422, 0), "{answer:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test]
 async fn integration_subresources_forward_ports() {
     let setup = Setup::start().await;
-    let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = own_address().await;
+    let tcp = tokio::net::TcpListener::bind((own, 0)).await.unwrap();
     let port = tcp.local_addr().unwrap().port();
-    let interfaces = json!({"phase": "Running", "interfaces": [{"name": "default", "ipAddress": "127.0.0.1"}]});
+    let interfaces = json!({"phase": "Running", "interfaces": [{"name": "default", "ipAddress": own}]});
     setup.instance("vmi", interfaces).await;
     let echo = tokio::spawn(async move {
         let (mut stream, _) = tcp.accept().await.unwrap();
@@ -447,7 +498,7 @@ async fn integration_subresources_forward_ports() {
     assert_eq!(stream.receive().await.unwrap(), None, "the end is told as such");
     echo.await.unwrap();
 
-    let udp = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let udp = tokio::net::UdpSocket::bind((own, 0)).await.unwrap();
     let path = format!("{base}/{}/udp", udp.local_addr().unwrap().port());
     let mut stream = PlainStream::open(&setup.plane.kubeconfig(), &path, None).await.unwrap();
     stream.send(b"question").await.unwrap();

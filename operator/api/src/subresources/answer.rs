@@ -90,8 +90,9 @@ impl Failure {
     }
 
     /// 429: this replica has enough to do.
-    pub fn too_many(streams: usize) -> Self {
-        let message = format!("{streams} streams are open in this replica: try again later");
+    pub fn too_many(namespace: &str) -> Self {
+        let message =
+            format!("too many streams of namespace {namespace:?}, or of all, are open: close some, or try again");
         Self::plain(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message)
     }
 

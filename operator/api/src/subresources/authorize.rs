@@ -10,11 +10,11 @@ use super::{
 };
 
 /// What is to be done to what.
-#[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
-    pub version: &'a str,
-    pub namespace: &'a str,
-    pub name: &'a str,
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub version: String,
+    pub namespace: String,
+    pub name: String,
     pub subresource: &'static Subresource,
 }
 
@@ -22,7 +22,7 @@ pub struct Request<'a> {
 ///
 /// # Errors
 /// 403 if not, 500 if it cannot be told.
-pub async fn authorize(client: &Client, user: &User, request: Request<'_>) -> Result<(), Failure> {
+pub async fn authorize(client: &Client, user: &User, request: &Request) -> Result<(), Failure> {
     let review = Api::<SubjectAccessReview>::all(client.clone())
         .create(&PostParams::default(), &review(user, request))
         .await
@@ -35,14 +35,14 @@ pub async fn authorize(client: &Client, user: &User, request: Request<'_>) -> Re
     Err(Failure::denied(denial(user, request, why.as_deref())))
 }
 
-fn review(user: &User, request: Request<'_>) -> SubjectAccessReview {
+fn review(user: &User, request: &Request) -> SubjectAccessReview {
     let attributes = ResourceAttributes {
         group: Some(GROUP.to_owned()),
-        version: Some(request.version.to_owned()),
-        namespace: Some(request.namespace.to_owned()),
+        version: Some(request.version.clone()),
+        namespace: Some(request.namespace.clone()),
         resource: Some(request.subresource.parent.to_owned()),
         subresource: Some(request.subresource.name.to_owned()),
-        name: Some(request.name.to_owned()),
+        name: Some(request.name.clone()),
         verb: Some(request.subresource.verb().to_owned()),
         ..ResourceAttributes::default()
     };
@@ -59,7 +59,7 @@ fn review(user: &User, request: Request<'_>) -> SubjectAccessReview {
 }
 
 /// Kubernetes' sentence.
-fn denial(user: &User, request: Request<'_>, why: Option<&str>) -> String {
+fn denial(user: &User, request: &Request, why: Option<&str>) -> String {
     let Subresource { parent, name, .. } = request.subresource;
     let why = why.map(|why| format!(": {why}")).unwrap_or_default();
     format!(
@@ -84,16 +84,16 @@ mod tests {
             ..User::default()
         };
         let request = Request {
-            version: "v1",
-            namespace: "ns",
-            name: "vm",
+            version: "v1".to_owned(),
+            namespace: "ns".to_owned(),
+            name: "vm".to_owned(),
             subresource: resources::find(resources::INSTANCES, "portforward/22").unwrap(),
         };
-        let attributes = review(&user, request).spec.resource_attributes.unwrap();
+        let attributes = review(&user, &request).spec.resource_attributes.unwrap();
         assert_eq!(attributes.subresource.as_deref(), Some("portforward"));
         assert_eq!(attributes.verb.as_deref(), Some("get"));
         assert_eq!(
-            denial(&user, request, None),
+            denial(&user, &request, None),
             "virtualmachineinstances.subresources.kubevirt.io \"vm\" is forbidden: User \"ada\" cannot get resource \
              \"virtualmachineinstances/portforward\" in API group \"subresources.kubevirt.io\" in the namespace \"ns\""
         );

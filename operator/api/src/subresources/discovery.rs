@@ -122,7 +122,7 @@ fn operations(version: &str, row: &Subresource, v3: bool) -> Vec<(String, Value)
         let parameters: Vec<Value> = names.map(parameter).collect();
         let short = if parent == MACHINES { "vm" } else { "vmi" };
         let id = format!("{version}{short}-{}{}", row.name, tail.replace(['/', '{', '}'], "-"));
-        let code = if row.method == "put" && parent == MACHINES {
+        let code = if row.changes() && parent == MACHINES {
             "202"
         } else {
             "200"
@@ -131,7 +131,7 @@ fn operations(version: &str, row: &Subresource, v3: bool) -> Vec<(String, Value)
             "operationId": id, "summary": row.summary, "parameters": parameters,
             "responses": {code: {"description": "OK"}, "401": {"description": "Unauthorized"}},
         });
-        (path, json!({row.method: operation}))
+        (path, json!({row.method(): operation}))
     };
     tails.iter().map(operation).collect()
 }

@@ -27,7 +27,7 @@ use super::{
     answer::{Failure, Kind},
     launcher::{LauncherError, Launchers},
     lifecycle::is_dry_run,
-    machine::{api, options},
+    machine::{api, done, options},
     stream,
 };
 
@@ -38,12 +38,8 @@ const DIAL_LIMIT: Duration = Duration::from_secs(10);
 
 /// Body of `pause` and `unpause`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 struct PauseOptions {
-    #[serde(rename = "apiVersion")]
-    _api_version: Option<String>,
-    #[serde(rename = "kind")]
-    _kind: Option<String>,
     dry_run: Option<Vec<String>>,
 }
 
@@ -77,47 +73,61 @@ impl Instances {
 
     /// PUT `pause`.
     pub async fn pause(&self, body: &Bytes) -> Result<Response, Failure> {
-        let options: PauseOptions = options(body)?;
-        let instance = self.get().await?;
-        if !runs(&instance) {
-            return Err(self.conflict("VM is not running"));
-        }
-        if instance.spec.liveness_probe.is_some() {
+        let (options, unknown) = options::<PauseOptions>(body)?;
+        let dry_run = is_dry_run(options.dry_run.as_deref())?;
+        let first = self.get().await?;
+        if first.spec.liveness_probe.is_some() {
             let why = "Pausing VMIs with LivenessProbe is currently not supported";
             return Err(Failure::forbidden(Kind::Instance, &self.name, why));
         }
-        if is_paused(&instance) {
+        if runs(&first) && is_paused(&first) {
             return Err(self.conflict(control::ALREADY_PAUSED));
         }
-        if !is_dry_run(options.dry_run.as_deref())? {
-            match self.launchers.command(&instance, control::PAUSE).await {
-                // Paused before, by a replica that died before it could say so.
-                Err(LauncherError::Refused(why)) if why == control::ALREADY_PAUSED => {}
-                other => other.map_err(|error| error.failure(&instance))?,
-            }
-            self.set_paused(true).await?;
-        }
-        Ok(StatusCode::OK.into_response())
+        self.set_paused(first, true, dry_run).await?;
+        Ok(done(StatusCode::OK, &unknown))
     }
 
     /// PUT `unpause`.
     pub async fn unpause(&self, body: &Bytes) -> Result<Response, Failure> {
-        let options: PauseOptions = options(body)?;
-        let instance = self.get().await?;
-        if !runs(&instance) {
-            return Err(self.conflict(control::NOT_RUNNING));
-        }
-        if !is_paused(&instance) {
-            return Err(self.conflict(control::NOT_PAUSED));
-        }
-        if !is_dry_run(options.dry_run.as_deref())? {
-            match self.launchers.command(&instance, control::UNPAUSE).await {
-                Err(LauncherError::Refused(why)) if why == control::NOT_PAUSED => {}
+        let (options, unknown) = options::<PauseOptions>(body)?;
+        let dry_run = is_dry_run(options.dry_run.as_deref())?;
+        let first = self.get().await?;
+        self.set_paused(first, false, dry_run).await?;
+        Ok(done(StatusCode::OK, &unknown))
+    }
+
+    /// Has the launcher do it, then writes the condition into the very status that was read before: whatever changed
+    /// meanwhile makes both be done again, which changes nothing where it was done.
+    async fn set_paused(&self, first: VirtualMachineInstance, paused: bool, dry_run: bool) -> Result<(), Failure> {
+        let (command, done_before, not_running) = match paused {
+            true => (control::PAUSE, control::ALREADY_PAUSED, "VM is not running"),
+            false => (control::UNPAUSE, control::NOT_PAUSED, control::NOT_RUNNING),
+        };
+        let uid = first.uid();
+        let (mut instance, mut asked) = (first, false);
+        for _ in 0..TRIES {
+            if !runs(&instance) || instance.uid() != uid {
+                return Err(self.conflict(not_running));
+            }
+            if dry_run {
+                return Ok(());
+            }
+            match self.launchers.command(&instance, command).await {
+                // Done before, by a replica that died before it could say so. Only the launcher knows.
+                Err(LauncherError::Refused(why)) if why == done_before => {
+                    if is_paused(&instance) == paused && !asked {
+                        return Err(self.conflict(done_before));
+                    }
+                }
                 other => other.map_err(|error| error.failure(&instance))?,
             }
-            self.set_paused(false).await?;
+            asked = true;
+            if is_paused(&instance) == paused || self.write_paused(&mut instance, paused).await? {
+                return Ok(());
+            }
+            instance = self.get().await?;
         }
-        Ok(StatusCode::OK.into_response())
+        Err(self.conflict("its status changes too often, try again"))
     }
 
     /// PUT `softreboot`.
@@ -209,6 +219,10 @@ impl Instances {
     ) -> Result<Response, Failure> {
         let (port, protocol) = port_of(target.path())?;
         let instance = self.get().await?;
+        // The address of one that is over may be another pod's by now.
+        if !runs(&instance) {
+            return Err(Failure::bad_request(control::NOT_RUNNING));
+        }
         if is_paused(&instance) {
             return Err(self.conflict(control::PAUSED));
         }
@@ -219,7 +233,7 @@ impl Instances {
                 let connected = timeout(DIAL_LIMIT, TcpStream::connect(address)).await;
                 let connected = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
                 let connected = connected.map_err(dialed)?;
-                connected.set_nodelay(true).map_err(dialed)?;
+                stream::keep_alive(&connected).map_err(dialed)?;
                 Ok(stream::answer(upgrade, connected, held))
             }
             Protocol::Udp => {
@@ -243,30 +257,23 @@ impl Instances {
         Err(self.conflict("VMI does not have guest agent connected"))
     }
 
-    /// Sets or clears the condition; the operator carries it on.
-    async fn set_paused(&self, paused: bool) -> Result<(), Failure> {
+    /// Sets or clears the condition, which the operator carries on; false if the status is not what was read any more.
+    async fn write_paused(&self, instance: &mut VirtualMachineInstance, paused: bool) -> Result<bool, Failure> {
         let params = PostParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PostParams::default()
         };
-        let mut tries = 1;
-        loop {
-            let mut instance = self.get().await?;
-            if is_paused(&instance) == paused {
-                return Ok(());
-            }
-            let status = instance.status.get_or_insert_default();
-            status
-                .conditions
-                .retain(|condition| condition.type_ != vmi_conditions::PAUSED);
-            if paused {
-                status.conditions.push(paused_by_user());
-            }
-            match self.api.replace_status(&self.name, &params, &instance).await {
-                Ok(_) => return Ok(()),
-                Err(kube::Error::Api(answer)) if answer.code == 409 && tries < TRIES => tries += 1,
-                Err(error) => return Err(Failure::internal("writing the condition Paused", &error)),
-            }
+        let status = instance.status.get_or_insert_default();
+        status
+            .conditions
+            .retain(|condition| condition.type_ != vmi_conditions::PAUSED);
+        if paused {
+            status.conditions.push(paused_by_user());
+        }
+        match self.api.replace_status(&self.name, &params, instance).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409) => Ok(false),
+            Err(error) => Err(Failure::internal("writing the condition Paused", &error)),
         }
     }
 }
@@ -298,15 +305,26 @@ fn is_paused(instance: &VirtualMachineInstance) -> bool {
         .any(|condition| condition.type_ == vmi_conditions::PAUSED && condition.status == "True")
 }
 
-/// Where the first interface is reached.
+/// Where the first interface is reached: at its pod, and nowhere else, whatever the status says.
 fn address_of(instance: &VirtualMachineInstance) -> Result<IpAddr, Failure> {
     let first = instance.status.as_ref().and_then(|status| status.interfaces.first());
     let first = first.ok_or_else(|| Failure::bad_request("no network interfaces are present"))?;
     let address = first.ip_address.as_deref().and_then(|address| address.parse().ok());
-    address.ok_or_else(|| {
+    address.filter(is_a_pods).ok_or_else(|| {
         let name = instance.name_any();
-        Failure::bad_request(format!("the first interface of {name} has no address that is known"))
+        Failure::bad_request(format!(
+            "the first interface of {name} has no address that is reached from here"
+        ))
     })
+}
+
+/// Whether a pod can have the address: none of this process's own machine, of a link, or of many.
+fn is_a_pods(address: &IpAddr) -> bool {
+    let of_a_link = match address {
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local() || address.to_ipv4_mapped().is_some(),
+    };
+    !(of_a_link || address.is_loopback() || address.is_multicast() || address.is_unspecified())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -344,6 +362,23 @@ fn port_of(path: &str) -> Result<(u16, Protocol), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn instance_addresses_are_those_of_pods() {
+        let dialled = |address: &str| is_a_pods(&address.parse().unwrap());
+        assert!(dialled("10.240.128.5") && dialled("fd00::5"));
+        for wrong in [
+            "127.0.0.1",
+            "::1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "224.0.0.1",
+            "fe80::1",
+            "::ffff:127.0.0.1",
+        ] {
+            assert!(!dialled(wrong), "{wrong}");
+        }
+    }
 
     #[test]
     fn instance_ports_are_read_from_the_path() {

@@ -4,7 +4,7 @@
 //! Where a launcher is stands in its instance's status; that it is the right one is proved by its certificate, whose name
 //! has the instance's uid.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{Method, Request, Response, StatusCode, body::Bytes, client::conn::http1, header};
@@ -71,7 +71,7 @@ pub enum LauncherError {
     #[error("connecting to the launcher at {address}")]
     Connect {
         /// Where.
-        address: String,
+        address: IpAddr,
         /// What was wrong.
         #[source]
         source: std::io::Error,
@@ -169,18 +169,15 @@ impl Launchers {
 
     async fn connect(&self, instance: &VirtualMachineInstance) -> Result<TlsStream<TcpStream>, LauncherError> {
         let status = instance.status.as_ref();
-        let address = status
-            .and_then(|status| status.launcher_address.as_deref())
+        let address: IpAddr = status
+            .and_then(|status| status.launcher_address.as_deref()?.parse().ok())
             .ok_or(LauncherError::Address)?;
         let config = self.credential().await?;
         let name = ServerName::try_from(control::server_name(&instance.uid().unwrap_or_default()))?;
-        let failed = |source| LauncherError::Connect {
-            address: address.to_owned(),
-            source,
-        };
+        let failed = |source| LauncherError::Connect { address, source };
         let connected = async {
             let stream = TcpStream::connect((address, paths::CONTROL_PORT)).await?;
-            stream.set_nodelay(true)?;
+            super::stream::keep_alive(&stream)?;
             TlsConnector::from(Arc::new(config)).connect(name, stream).await
         };
         match timeout(CONNECT_LIMIT, connected).await {

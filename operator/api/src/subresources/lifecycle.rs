@@ -8,8 +8,9 @@
 //! | Always | no | the strategy becomes Halted | a request |
 //! | Once | no | the strategy becomes Halted | no |
 //!
-//! A request is an entry of `status.stateChangeRequests`, carried out by the machine controllers. A grace period is first
-//! written into the instance, which is ended with what stands there. Sentences are upstream's (virt-api).
+//! A request is an entry of `status.stateChangeRequests`, carried out by the machine controllers. A grace period is written
+//! into the instance after that: alone it would shorten another stop than the one that was asked for. Sentences are
+//! upstream's (virt-api).
 
 use kubernest_crds::kubevirt::v1::{VirtualMachine, VirtualMachineInstance, VirtualMachineStatus, phase, run_strategy};
 use serde::Deserialize;
@@ -19,10 +20,8 @@ use super::answer::{Failure, Kind};
 
 /// Body of `start`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct StartOptions {
-    api_version: Option<String>,
-    kind: Option<String>,
     /// Let the guest stand still until it is unpaused.
     pub paused: bool,
     /// `All`: change nothing.
@@ -31,10 +30,8 @@ pub struct StartOptions {
 
 /// Body of `stop`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct StopOptions {
-    api_version: Option<String>,
-    kind: Option<String>,
     /// Seconds that the guest has to shut down.
     pub grace_period: Option<i64>,
     /// `All`: change nothing.
@@ -43,25 +40,23 @@ pub struct StopOptions {
 
 /// Body of `restart`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct RestartOptions {
-    api_version: Option<String>,
-    kind: Option<String>,
     /// 0: ended at once.
     pub grace_period_seconds: Option<i64>,
     /// `All`: change nothing.
     pub dry_run: Option<Vec<String>>,
 }
 
-/// What to write: JSON patches (RFC 6902), each valid only for the version that was read. In this order.
+/// What to write: JSON patches (RFC 6902), valid only for what was read. In this order.
 #[derive(Debug, Default, PartialEq)]
 pub struct Change {
-    /// Of the instance.
-    pub instance: Option<Value>,
     /// Of the machine.
     pub machine: Option<Value>,
     /// Of the machine's status.
     pub status: Option<Value>,
+    /// Of the instance.
+    pub instance: Option<Value>,
 }
 
 /// What is there.
@@ -141,8 +136,9 @@ impl<'a> Found<'a> {
     }
 
     fn shorten(&self, instance: &VirtualMachineInstance, seconds: i64) -> Value {
+        // Its status may change meanwhile; another instance of the name is none of this stop's.
         json!([
-            unchanged(instance.metadata.resource_version.as_deref()),
+            {"op": "test", "path": "/metadata/uid", "value": instance.metadata.uid},
             {"op": "add", "path": "/spec/terminationGracePeriodSeconds", "value": seconds},
         ])
     }

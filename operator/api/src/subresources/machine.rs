@@ -1,6 +1,11 @@
 //! Subresources of a VirtualMachine: reads what is there, asks [`super::lifecycle`], writes what it says.
 
-use axum::{Json, body::Bytes, http::StatusCode, response::IntoResponse, response::Response};
+use axum::{
+    Json,
+    body::Bytes,
+    http::{HeaderValue, StatusCode, header::WARNING},
+    response::{IntoResponse, Response},
+};
 use kube::{
     Api, Client, Resource,
     api::{Patch, PatchParams},
@@ -13,7 +18,7 @@ use serde_json::Value;
 use super::{
     FIELD_MANAGER,
     answer::{Failure, Kind},
-    lifecycle::{self, Change, Found},
+    lifecycle::{self, Found, RestartOptions, StartOptions, StopOptions},
 };
 
 /// How often a decision is made anew because what it was made on has changed.
@@ -26,14 +31,86 @@ pub struct Machines {
     name: String,
 }
 
-/// Body of a request as options; none is the default.
-pub fn options<T: DeserializeOwned + Default>(body: &Bytes) -> Result<T, Failure> {
+/// Body of a request as options: JSON or YAML, none is the default. Fields that are not known come back by name.
+pub fn options<T: DeserializeOwned + Default>(body: &Bytes) -> Result<(T, Vec<String>), Failure> {
+    let mut unknown = Vec::new();
     let text = body.trim_ascii();
     if text.is_empty() || text == b"null" {
-        return Ok(T::default());
+        return Ok((T::default(), unknown));
     }
-    serde_json::from_slice(text)
-        .map_err(|error| Failure::bad_request(format!("Can not unmarshal Request body to struct, error: {error}")))
+    let refused = |error: &dyn std::fmt::Display| {
+        Failure::bad_request(format!("Can not unmarshal Request body to struct, error: {error}"))
+    };
+    let text = std::str::from_utf8(text).map_err(|error| refused(&error))?;
+    let value: Value = serde_saphyr::from_str(text).map_err(|error| refused(&error))?;
+    let options = serde_ignored::deserialize(value, |path| unknown.push(path.to_string()));
+    unknown.retain(|path| !matches!(path.as_str(), "kind" | "apiVersion"));
+    Ok((options.map_err(|error| refused(&error))?, unknown))
+}
+
+/// An answer without a body, that warns of fields that were left out of account, as Kubernetes does.
+pub fn done(code: StatusCode, unknown: &[String]) -> Response {
+    let mut response = code.into_response();
+    for path in unknown {
+        let warning = format!("299 - \"unknown field \\\"{path}\\\"\"");
+        if let Ok(warning) = HeaderValue::from_str(&warning) {
+            response.headers_mut().append(WARNING, warning);
+        }
+    }
+    response
+}
+
+/// What is asked of a machine.
+pub struct Change {
+    wanted: Wanted,
+    dry_run: bool,
+    unknown: Vec<String>,
+}
+
+enum Wanted {
+    Start(StartOptions),
+    Stop(StopOptions),
+    Restart(RestartOptions),
+}
+
+impl Change {
+    /// PUT `start`.
+    pub fn start(body: &Bytes) -> Result<Self, Failure> {
+        let (options, unknown) = options::<StartOptions>(body)?;
+        Ok(Self {
+            dry_run: lifecycle::is_dry_run(options.dry_run.as_deref())?,
+            wanted: Wanted::Start(options),
+            unknown,
+        })
+    }
+
+    /// PUT `stop`.
+    pub fn stop(body: &Bytes) -> Result<Self, Failure> {
+        let (options, unknown) = options::<StopOptions>(body)?;
+        Ok(Self {
+            dry_run: lifecycle::is_dry_run(options.dry_run.as_deref())?,
+            wanted: Wanted::Stop(options),
+            unknown,
+        })
+    }
+
+    /// PUT `restart`.
+    pub fn restart(body: &Bytes) -> Result<Self, Failure> {
+        let (options, unknown) = options::<RestartOptions>(body)?;
+        Ok(Self {
+            dry_run: lifecycle::is_dry_run(options.dry_run.as_deref())?,
+            wanted: Wanted::Restart(options),
+            unknown,
+        })
+    }
+
+    fn decide(&self, found: Found<'_>) -> Result<lifecycle::Change, Failure> {
+        match &self.wanted {
+            Wanted::Start(options) => lifecycle::start(found, options),
+            Wanted::Stop(options) => lifecycle::stop(found, options),
+            Wanted::Restart(options) => lifecycle::restart(found, options),
+        }
+    }
 }
 
 /// The API of a kind in a namespace.
@@ -54,43 +131,21 @@ impl Machines {
         }
     }
 
-    /// PUT `start`, `stop` or `restart`.
-    pub async fn change(&self, verb: &str, body: &Bytes) -> Result<Response, Failure> {
-        let (start, stop, restart);
-        let decide: &(dyn Fn(Found<'_>) -> Result<Change, Failure> + Sync);
-        let dry_run;
-        match verb {
-            "start" => {
-                let options: lifecycle::StartOptions = options(body)?;
-                dry_run = lifecycle::is_dry_run(options.dry_run.as_deref())?;
-                start = move |found: Found<'_>| lifecycle::start(found, &options);
-                decide = &start;
-            }
-            "stop" => {
-                let options: lifecycle::StopOptions = options(body)?;
-                dry_run = lifecycle::is_dry_run(options.dry_run.as_deref())?;
-                stop = move |found: Found<'_>| lifecycle::stop(found, &options);
-                decide = &stop;
-            }
-            _ => {
-                let options: lifecycle::RestartOptions = options(body)?;
-                dry_run = lifecycle::is_dry_run(options.dry_run.as_deref())?;
-                restart = move |found: Found<'_>| lifecycle::restart(found, &options);
-                decide = &restart;
-            }
-        }
+    /// Decides on what is there and writes it; anew while what is there changes in between.
+    pub async fn change(&self, change: Change) -> Result<Response, Failure> {
         let mut tries = 1;
         loop {
             let machine = self.machine().await?;
             let instance = self.instances.get_opt(&self.name).await;
             let instance = instance.map_err(|error| Failure::internal("reading the instance", &error))?;
-            let change = decide(Found {
+            // One of the name that is not the machine's is none of its affairs.
+            let own = instance.filter(|instance| owns(&machine, instance));
+            let decided = change.decide(Found {
                 machine: &machine,
-                instance: instance.as_ref(),
+                instance: own.as_ref(),
             })?;
-            match self.write(change, dry_run).await {
-                Ok(()) => return Ok(StatusCode::ACCEPTED.into_response()),
-                // It changed since it was read: decided anew on what it is now.
+            match self.write(decided, change.dry_run).await {
+                Ok(()) => return Ok(done(StatusCode::ACCEPTED, &change.unknown)),
                 Err(kube::Error::Api(answer)) if is_outdated(&answer) && tries < TRIES => tries += 1,
                 Err(kube::Error::Api(answer)) if is_outdated(&answer) => {
                     return Err(Failure::conflict(Kind::Machine, &self.name, &answer.message));
@@ -112,15 +167,12 @@ impl Machines {
             .ok_or_else(|| Failure::not_found(Kind::Machine, &self.name))
     }
 
-    async fn write(&self, change: Change, dry_run: bool) -> Result<(), kube::Error> {
+    async fn write(&self, change: lifecycle::Change, dry_run: bool) -> Result<(), kube::Error> {
         let params = PatchParams {
             dry_run,
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        if let Some(patch) = change.instance {
-            self.instances.patch(&self.name, &params, &json_patch(patch)?).await?;
-        }
         if let Some(patch) = change.machine {
             self.machines.patch(&self.name, &params, &json_patch(patch)?).await?;
         }
@@ -129,8 +181,23 @@ impl Machines {
                 .patch_status(&self.name, &params, &json_patch(patch)?)
                 .await?;
         }
+        if let Some(patch) = change.instance {
+            match self.instances.patch(&self.name, &params, &json_patch(patch)?).await {
+                // It is gone already, or another has taken its place.
+                Err(kube::Error::Api(answer)) if answer.code == 404 || is_outdated(&answer) => {}
+                other => drop(other?),
+            }
+        }
         Ok(())
     }
+}
+
+fn owns(machine: &VirtualMachine, instance: &VirtualMachineInstance) -> bool {
+    let owners = instance.metadata.owner_references.iter().flatten();
+    let uid = machine.metadata.uid.as_ref();
+    owners
+        .into_iter()
+        .any(|owner| owner.controller == Some(true) && Some(&owner.uid) == uid)
 }
 
 fn json_patch(patch: Value) -> Result<Patch<()>, kube::Error> {
@@ -139,7 +206,9 @@ fn json_patch(patch: Value) -> Result<Patch<()>, kube::Error> {
         .map_err(kube::Error::SerdeError)
 }
 
-/// Whether a write came too late: a conflict, or a JSON patch whose test failed (the API server's 422 without causes).
+/// Whether a write came too late: a conflict, or a JSON patch whose test failed. The API server tells that one by 422 and
+/// nothing else; an object that is invalid has causes.
 fn is_outdated(answer: &kube::core::Status) -> bool {
-    answer.code == 409 || (answer.code == 422 && answer.message.contains("test operation"))
+    let causes = answer.details.as_ref().map_or(0, |details| details.causes.len());
+    answer.code == 409 || (answer.code == 422 && causes == 0)
 }

@@ -14,6 +14,7 @@ mod launcher;
 mod lifecycle;
 mod machine;
 pub mod peer;
+mod places;
 pub mod proxy;
 pub mod resources;
 mod stream;
@@ -34,21 +35,19 @@ use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
-use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use serde_json::json;
 
 use answer::Failure;
 use instance::Instances;
 use launcher::Launchers;
-use machine::Machines;
+use machine::{Change, Machines};
+use places::Places;
 use proxy::{Peer, Proxy};
-use resources::{GROUP, INSTANCES, MACHINES, Subresource, VERSIONS};
+use resources::{GROUP, Operation, VERSIONS};
 
 const FIELD_MANAGER: &str = "kubernest-api";
 /// Largest body: a few options.
 const BODY_BYTES: usize = 64 << 10;
-/// Streams at once in one replica; each may hold some hundred KiB.
-const STREAMS: usize = 256;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Answered {
@@ -67,7 +66,7 @@ struct Subresources {
     client: Client,
     proxy: Proxy,
     launchers: Launchers,
-    streams: Arc<Semaphore>,
+    streams: Places,
     answered: Family<Answered, Counter>,
     streaming: Family<Streaming, Gauge>,
 }
@@ -92,7 +91,7 @@ pub fn router(client: Client, namespace: String, proxy: Proxy, metrics: &Metrics
         launchers: Launchers::new(client.clone(), namespace),
         client,
         proxy,
-        streams: Arc::new(Semaphore::new(STREAMS)),
+        streams: Places::default(),
         answered,
         streaming,
     });
@@ -123,16 +122,19 @@ pub fn router(client: Client, namespace: String, proxy: Proxy, metrics: &Metrics
         .with_state(state)
 }
 
-/// Upstream's shape: whether the API server is reached is what it tells.
-async fn healthz(State(shared): State<Arc<Subresources>>) -> (StatusCode, Json<Value>) {
+/// Upstream's shape: whether the API server is reached is what it tells. Asked anew each time, so not for everybody.
+async fn healthz(State(shared): State<Arc<Subresources>>, Extension(peer): Extension<Peer>) -> Response {
+    if peer.0.is_none() {
+        return Failure::unauthorized("only the API server's aggregator may ask").into_response();
+    }
     match shared.client.apiserver_version().await {
         Ok(version) => {
             let connected = json!({"connectivity": "ok", "version": version.git_version});
-            (StatusCode::OK, Json(json!({"apiserver": connected})))
+            Json(json!({"apiserver": connected})).into_response()
         }
         Err(error) => {
             let failed = json!({"connectivity": "failed", "error": error.to_string()});
-            (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({"apiserver": failed})))
+            (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({"apiserver": failed}))).into_response()
         }
     }
 }
@@ -143,123 +145,147 @@ async fn serve(
     Path((version, namespace, parent, name, path)): Path<Target>,
     request: Request,
 ) -> Response {
-    let Some(row) = resources::find(&parent, &path).filter(|_| VERSIONS.contains(&version.as_str())) else {
+    let found = resources::find(&parent, &path).filter(|_| VERSIONS.contains(&version.as_str()));
+    // Names go into paths below, so what could be no object's name goes nowhere.
+    let Some(row) = found.filter(|_| is_name(&namespace) && is_name(&name)) else {
         return Failure::no_such_path().into_response();
     };
     let wanted = authorize::Request {
-        version: &version,
-        namespace: &namespace,
-        name: &name,
+        version,
+        namespace,
+        name,
         subresource: row,
     };
-    let response = match shared.handle(&peer, wanted, request).await {
-        Ok(response) => response,
-        Err(failure) => {
-            tracing::info!(
-                namespace,
-                name,
-                path,
-                code = failure.code.as_u16(),
-                message = failure.message,
-                "refused"
-            );
-            failure.into_response()
-        }
-    };
+    let (answered, at) = (shared.answered.clone(), (wanted.namespace.clone(), wanted.name.clone()));
+    // A task of its own: a client that goes must not end what is half done.
+    let handled = tokio::spawn(async move { shared.handle(&peer, wanted, request).await }).await;
+    let handled = handled.unwrap_or_else(|died| Err(Failure::internal("the request's handler", &died)));
+    let response = handled.unwrap_or_else(|failure| {
+        let code = failure.code.as_u16();
+        tracing::info!(
+            namespace = at.0,
+            name = at.1,
+            path,
+            code,
+            message = failure.message,
+            "refused"
+        );
+        failure.into_response()
+    });
     let labels = Answered {
         resource: row.parent,
         subresource: row.name,
         code: response.status().as_u16(),
     };
-    shared.answered.get_or_create(&labels).inc();
+    answered.get_or_create(&labels).inc();
     response
 }
 
+/// Whether an object can have this name (RFC 1123 subdomain).
+fn is_name(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+    (1..=253).contains(&text.len())
+        && text.bytes().all(allowed)
+        && !text.starts_with(['-', '.'])
+        && !text.contains("..")
+}
+
 impl Subresources {
-    async fn handle(&self, peer: &Peer, wanted: authorize::Request<'_>, request: Request) -> Result<Response, Failure> {
+    async fn handle(&self, peer: &Peer, wanted: authorize::Request, request: Request) -> Result<Response, Failure> {
         let user = self.proxy.user(peer, request.headers());
         let user = user.ok_or_else(|| Failure::unauthorized("only the API server's aggregator may name a user"))?;
-        let method = if wanted.subresource.verb() == "get" {
-            Method::GET
-        } else {
-            Method::PUT
-        };
+        let changes = wanted.subresource.changes();
+        let method = if changes { Method::PUT } else { Method::GET };
         if request.method() != method {
             return Err(Failure::bad_request(format!("method must be {method}")));
         }
-        authorize::authorize(&self.client, &user, wanted).await?;
+        authorize::authorize(&self.client, &user, &wanted).await?;
+        let authorize::Request { namespace, name, .. } = &wanted;
         tracing::info!(
             user = user.name,
-            namespace = wanted.namespace,
-            name = wanted.name,
+            namespace,
+            name,
             subresource = wanted.subresource.name,
             "asks"
         );
         let (mut parts, body) = request.into_parts();
-        if method == Method::PUT {
-            return self.put(wanted, body).await;
+        if changes {
+            self.change(&wanted, body).await
+        } else {
+            self.show(&wanted, &mut parts).await
         }
-        self.get(wanted, &mut parts).await
     }
 
-    async fn put(&self, wanted: authorize::Request<'_>, body: Body) -> Result<Response, Failure> {
+    async fn change(&self, wanted: &authorize::Request, body: Body) -> Result<Response, Failure> {
         let body: Bytes = axum::body::to_bytes(body, BODY_BYTES)
             .await
             .map_err(|error| Failure::bad_request(format!("reading the body: {error}")))?;
-        let instances = self.instances(wanted);
-        match (wanted.subresource.parent, wanted.subresource.name) {
-            (MACHINES, verb) => {
-                let machines = Machines::new(&self.client, wanted.namespace, wanted.name);
-                machines.change(verb, &body).await
-            }
-            (_, "pause") => instances.pause(&body).await,
-            (_, "unpause") => instances.unpause(&body).await,
-            (_, "softreboot") => instances.soft_reboot().await,
-            _ => instances.reset().await,
+        let (instances, machines) = (self.instances(wanted), self.machines(wanted));
+        match wanted.subresource.operation {
+            Operation::Start => machines.change(Change::start(&body)?).await,
+            Operation::Stop => machines.change(Change::stop(&body)?).await,
+            Operation::Restart => machines.change(Change::restart(&body)?).await,
+            Operation::Pause => instances.pause(&body).await,
+            Operation::Unpause => instances.unpause(&body).await,
+            Operation::SoftReboot => instances.soft_reboot().await,
+            Operation::Reset => instances.reset().await,
+            Operation::ExpandSpec
+            | Operation::PortForward
+            | Operation::Console
+            | Operation::Vnc
+            | Operation::GuestAgent => Err(Failure::no_such_path()),
         }
     }
 
-    async fn get(&self, wanted: authorize::Request<'_>, parts: &mut Parts) -> Result<Response, Failure> {
+    async fn show(&self, wanted: &authorize::Request, parts: &mut Parts) -> Result<Response, Failure> {
         let instances = self.instances(wanted);
         let uri: Uri = parts.uri.clone();
-        match (wanted.subresource.parent, wanted.subresource.name) {
-            (MACHINES, "expand-spec") => {
-                Machines::new(&self.client, wanted.namespace, wanted.name)
-                    .expand()
-                    .await
-            }
-            (INSTANCES, "console") => {
-                let (upgrade, held) = self.stream(wanted.subresource, parts).await?;
+        match wanted.subresource.operation {
+            Operation::ExpandSpec => self.machines(wanted).expand().await,
+            Operation::GuestAgent => instances.guest_agent().await,
+            Operation::Console => {
+                let (upgrade, held) = self.stream(wanted, parts).await?;
                 instances.console(upgrade, held).await
             }
-            (INSTANCES, "vnc") => {
-                let (upgrade, held) = self.stream(wanted.subresource, parts).await?;
+            Operation::Vnc => {
+                let (upgrade, held) = self.stream(wanted, parts).await?;
                 instances.vnc(uri.query(), upgrade, held).await
             }
-            (_, "portforward") => {
-                let (upgrade, held) = self.stream(wanted.subresource, parts).await?;
+            Operation::PortForward => {
+                let (upgrade, held) = self.stream(wanted, parts).await?;
                 instances.port_forward(&uri, upgrade, held).await
             }
-            _ => instances.guest_agent().await,
+            Operation::Start
+            | Operation::Stop
+            | Operation::Restart
+            | Operation::Pause
+            | Operation::Unpause
+            | Operation::SoftReboot
+            | Operation::Reset => Err(Failure::no_such_path()),
         }
     }
 
-    fn instances(&self, wanted: authorize::Request<'_>) -> Instances {
-        Instances::new(&self.client, &self.launchers, wanted.namespace, wanted.name)
+    fn machines(&self, wanted: &authorize::Request) -> Machines {
+        Machines::new(&self.client, &wanted.namespace, &wanted.name)
+    }
+
+    fn instances(&self, wanted: &authorize::Request) -> Instances {
+        Instances::new(&self.client, &self.launchers, &wanted.namespace, &wanted.name)
     }
 
     /// The upgrade that a stream needs, and what is given back when the stream ends.
     async fn stream(
         &self,
-        row: &'static Subresource,
+        wanted: &authorize::Request,
         parts: &mut Parts,
     ) -> Result<(WebSocketUpgrade, impl Send + 'static + use<>), Failure> {
+        let row = wanted.subresource;
         let upgrade = WebSocketUpgrade::from_request_parts(parts, &())
             .await
             .map_err(|error| Failure::bad_request(format!("{} is a websocket: {error}", row.name)))?;
-        let permit = Arc::clone(&self.streams).try_acquire_owned();
-        let permit = permit.map_err(|_| Failure::too_many(STREAMS))?;
-        Ok((upgrade, (permit, Open::new(&self.streaming, row.name))))
+        let place = self.streams.take(&wanted.namespace);
+        let place = place.ok_or_else(|| Failure::too_many(&wanted.namespace))?;
+        Ok((upgrade, (place, Open::new(&self.streaming, row.name))))
     }
 }
 

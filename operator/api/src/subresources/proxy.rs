@@ -14,12 +14,15 @@ use kube::{
     Api, Client,
     runtime::{WatchStreamExt, watcher},
 };
-use kubernest_runtime::{CancellationToken, telemetry::chain};
+use kubernest_runtime::{CancellationToken, server::Readiness, telemetry::chain};
 use percent_encoding::percent_decode_str;
 use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use crate::certificate::Serving;
+
+/// The name under which readiness waits for the first word of the API server.
+pub const READY: &str = "the front proxy's CA";
 
 const NAMESPACE: &str = "kube-system";
 const NAME: &str = "extension-apiserver-authentication";
@@ -79,6 +82,14 @@ pub struct Proxy {
     current: Arc<RwLock<Option<FrontProxy>>>,
 }
 
+/// What a new state of the ConfigMap came to.
+enum Learned {
+    /// It is believed from now on.
+    Known,
+    /// Its CA is another than the one that connections were let in by.
+    AnotherCa,
+}
+
 impl FrontProxy {
     /// Reads the ConfigMap's data.
     fn parse(map: &ConfigMap) -> Result<Self, ProxyError> {
@@ -116,9 +127,14 @@ impl FrontProxy {
         if !self.names.is_empty() && !self.names.contains(name) {
             return None;
         }
+        // Go writes names as UTF-8; one that is none is nobody's.
+        let readable = |value: &axum::http::HeaderValue| std::str::from_utf8(value.as_bytes()).is_ok();
+        if !headers.values().all(readable) {
+            return None;
+        }
         let values = |header: &String| -> Vec<String> {
             let all = headers.get_all(header.as_str()).iter();
-            all.filter_map(|value| value.to_str().ok())
+            all.filter_map(|value| std::str::from_utf8(value.as_bytes()).ok())
                 .filter(|value| !value.is_empty())
                 .map(str::to_owned)
                 .collect()
@@ -150,8 +166,19 @@ impl Proxy {
         current.as_ref()?.user(peer, headers)
     }
 
-    /// Keeps it right, and with it what the TLS port asks of clients, until shutdown.
-    pub async fn keep(self, client: Client, serving: Serving, tls: RustlsConfig, shutdown: CancellationToken) {
+    /// Keeps it right, and with it what the TLS port asks of clients, until shutdown. `readiness` waits for the first word:
+    /// a connection that the API server opened before would stay one of nobody.
+    ///
+    /// With another CA than before the process is shut down, to be started anew: connections that were let in by the old
+    /// one would be believed on.
+    pub async fn keep(
+        self,
+        client: Client,
+        serving: Serving,
+        tls: RustlsConfig,
+        readiness: Readiness,
+        shutdown: CancellationToken,
+    ) {
         let api: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
         let only = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
         let mut maps = Box::pin(watcher(api, only).default_backoff().applied_objects());
@@ -171,21 +198,31 @@ impl Proxy {
                 }
                 Some(Ok(map)) => self.learn(&map, &serving, &tls),
             };
-            if let Err(error) = learned {
-                tracing::error!(error = chain(&error), "what was believed before stays");
+            match learned {
+                Ok(Learned::AnotherCa) => {
+                    tracing::warn!("the front proxy has another CA: ends, to be started anew");
+                    shutdown.cancel();
+                }
+                Ok(Learned::Known) => {}
+                Err(error) => tracing::error!(error = chain(&error), "what was believed before stays"),
             }
+            readiness.set(READY, true);
         }
     }
 
-    fn learn(&self, map: &ConfigMap, serving: &Serving, tls: &RustlsConfig) -> Result<(), ProxyError> {
+    fn learn(&self, map: &ConfigMap, serving: &Serving, tls: &RustlsConfig) -> Result<Learned, ProxyError> {
         let learned = FrontProxy::parse(map)?;
-        if *self.current.read().unwrap_or_else(PoisonError::into_inner) == Some(learned.clone()) {
-            return Ok(());
+        let before = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if before.as_ref().is_some_and(|before| before.ca != learned.ca) {
+            return Ok(Learned::AnotherCa);
+        }
+        if before.as_ref() == Some(&learned) {
+            return Ok(Learned::Known);
         }
         tls.reload_from_config(Arc::new(serving.tls_config(Some(learned.roots()?))?));
         tracing::info!(names = ?learned.names, "believes the front proxy");
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(learned);
-        Ok(())
+        Ok(Learned::Known)
     }
 }
 
@@ -224,6 +261,21 @@ mod tests {
             ("ada", vec!["dev".to_owned(), "ops".to_owned()])
         );
         assert_eq!(user.extra["acme.com/project"], ["p"]);
+    }
+
+    #[test]
+    fn proxy_reads_names_in_any_script() {
+        let mut headers = headers();
+        headers.insert("x-remote-user", "jürgen".as_bytes().try_into().unwrap());
+        let peer = Peer(Some("front-proxy-client".to_owned()));
+        let proxy = front_proxy("[]");
+        assert_eq!(proxy.user(&peer, &headers).unwrap().name, "jürgen");
+        headers.append("x-remote-group", b"\xff\xfe"[..].try_into().unwrap());
+        assert_eq!(
+            proxy.user(&peer, &headers),
+            None,
+            "a group that can't be read is not left out"
+        );
     }
 
     #[test]

@@ -9,6 +9,23 @@ pub const MACHINES: &str = "virtualmachines";
 /// Resources of the parents.
 pub const INSTANCES: &str = "virtualmachineinstances";
 
+/// What a subresource does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Start,
+    Stop,
+    Restart,
+    ExpandSpec,
+    PortForward,
+    Pause,
+    Unpause,
+    SoftReboot,
+    Reset,
+    Console,
+    Vnc,
+    GuestAgent,
+}
+
 /// A subresource.
 #[derive(Clone, Copy, Debug)]
 pub struct Subresource {
@@ -16,8 +33,8 @@ pub struct Subresource {
     pub parent: &'static str,
     /// Path below the parent, without parameters; what RBAC rules name.
     pub name: &'static str,
-    /// `get` or `put`.
-    pub method: &'static str,
+    /// What it does.
+    pub operation: Operation,
     /// For people.
     pub summary: &'static str,
 }
@@ -25,7 +42,23 @@ pub struct Subresource {
 impl Subresource {
     /// Verb that is authorized.
     pub fn verb(&self) -> &'static str {
-        if self.method == "get" { "get" } else { "update" }
+        if self.changes() { "update" } else { "get" }
+    }
+
+    /// HTTP method in OpenAPI.
+    pub fn method(&self) -> &'static str {
+        if self.changes() { "put" } else { "get" }
+    }
+
+    /// Whether it changes something, rather than show or stream.
+    pub fn changes(&self) -> bool {
+        use Operation::{
+            Console, ExpandSpec, GuestAgent, Pause, PortForward, Reset, Restart, SoftReboot, Start, Stop, Unpause, Vnc,
+        };
+        match self.operation {
+            Start | Stop | Restart | Pause | Unpause | SoftReboot | Reset => true,
+            ExpandSpec | PortForward | Console | Vnc | GuestAgent => false,
+        }
     }
 
     /// Kind of the parent.
@@ -38,42 +71,77 @@ impl Subresource {
     }
 }
 
-const fn sub(parent: &'static str, name: &'static str, method: &'static str, summary: &'static str) -> Subresource {
+const fn sub(parent: &'static str, name: &'static str, operation: Operation, summary: &'static str) -> Subresource {
     Subresource {
         parent,
         name,
-        method,
+        operation,
         summary,
     }
 }
 
 /// All of them.
 pub const ALL: [Subresource; 15] = [
-    sub(MACHINES, "start", "put", "Start the virtual machine"),
-    sub(MACHINES, "stop", "put", "Stop the virtual machine"),
-    sub(MACHINES, "restart", "put", "Restart the virtual machine"),
+    sub(MACHINES, "start", Operation::Start, "Start the virtual machine"),
+    sub(MACHINES, "stop", Operation::Stop, "Stop the virtual machine"),
+    sub(MACHINES, "restart", Operation::Restart, "Restart the virtual machine"),
     sub(
         MACHINES,
         "expand-spec",
-        "get",
+        Operation::ExpandSpec,
         "The virtual machine with all that its spec refers to",
     ),
-    sub(MACHINES, "portforward", "get", "A websocket to a port of the guest"),
-    sub(INSTANCES, "pause", "put", "Pause the guest"),
-    sub(INSTANCES, "unpause", "put", "Let a paused guest go on"),
-    sub(INSTANCES, "softreboot", "put", "Ask the guest to reboot"),
-    sub(INSTANCES, "reset", "put", "Reset the guest"),
-    sub(INSTANCES, "console", "get", "A websocket to the guest's serial console"),
-    sub(INSTANCES, "vnc", "get", "A websocket to the guest's screen (RFB)"),
-    sub(INSTANCES, "portforward", "get", "A websocket to a port of the guest"),
+    sub(
+        MACHINES,
+        "portforward",
+        Operation::PortForward,
+        "A websocket to a port of the guest",
+    ),
+    sub(INSTANCES, "pause", Operation::Pause, "Pause the guest"),
+    sub(INSTANCES, "unpause", Operation::Unpause, "Let a paused guest go on"),
+    sub(
+        INSTANCES,
+        "softreboot",
+        Operation::SoftReboot,
+        "Ask the guest to reboot",
+    ),
+    sub(INSTANCES, "reset", Operation::Reset, "Reset the guest"),
+    sub(
+        INSTANCES,
+        "console",
+        Operation::Console,
+        "A websocket to the guest's serial console",
+    ),
+    sub(
+        INSTANCES,
+        "vnc",
+        Operation::Vnc,
+        "A websocket to the guest's screen (RFB)",
+    ),
+    sub(
+        INSTANCES,
+        "portforward",
+        Operation::PortForward,
+        "A websocket to a port of the guest",
+    ),
     sub(
         INSTANCES,
         "guestosinfo",
-        "get",
+        Operation::GuestAgent,
         "What the guest agent says of the operating system",
     ),
-    sub(INSTANCES, "userlist", "get", "Users logged in, by the guest agent"),
-    sub(INSTANCES, "filesystemlist", "get", "File systems, by the guest agent"),
+    sub(
+        INSTANCES,
+        "userlist",
+        Operation::GuestAgent,
+        "Users logged in, by the guest agent",
+    ),
+    sub(
+        INSTANCES,
+        "filesystemlist",
+        Operation::GuestAgent,
+        "File systems, by the guest agent",
+    ),
 ];
 
 /// The row of a path below a parent (`portforward/22/tcp` is `portforward`).

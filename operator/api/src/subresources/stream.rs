@@ -9,9 +9,10 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use futures::{Sink, SinkExt, Stream, StreamExt, future};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::UdpSocket,
+    net::{TcpStream, UdpSocket},
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::{
@@ -27,6 +28,15 @@ const MESSAGE_BYTES: usize = 1 << 20;
 const PING: Duration = Duration::from_secs(1);
 /// How long it may be silent.
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// Lets a peer whose machine is gone be noticed, and small writes go at once.
+pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let probes = TcpKeepalive::new()
+        .with_time(Duration::from_secs(15))
+        .with_interval(Duration::from_secs(5));
+    SockRef::from(stream).set_tcp_keepalive(&probes)
+}
 
 /// Answers the upgrade, then carries bytes between the client and `stream` until either ends.
 pub fn answer<S>(upgrade: WebSocketUpgrade, stream: S, held: impl Send + 'static) -> Response
@@ -90,6 +100,7 @@ async fn to_stream(
     out: impl Sink<Bytes, Error = io::Error>,
 ) {
     let mut out = Box::pin(out);
+    let mut takes = true;
     while let Ok(Some(Ok(message))) = timeout(SILENCE, client.next()).await {
         let data = match message {
             Message::Binary(data) => data,
@@ -98,9 +109,8 @@ async fn to_stream(
             // Pings are answered by the library; any frame is a sign of life.
             Message::Ping(_) | Message::Pong(_) => continue,
         };
-        if out.send(data).await.is_err() {
-            break;
-        }
+        // A guest that takes no more may still have something to say: its end ends the stream.
+        takes = takes && out.send(data).await.is_ok();
     }
 }
 
