@@ -27,9 +27,9 @@ pub fn launcher_pod(instance: &str, uid: &str) -> String {
     format!("{POD_NAME_PREFIX}{}-{suffix}", part.trim_end_matches('-'))
 }
 
-/// The Secret with the key pair of that pod's control port.
-pub fn control_secret(instance: &str, uid: &str) -> String {
-    format!("{}-control", launcher_pod(instance, uid))
+/// The Secret with the key pair of that pod's control port; `attempt` is random, so nobody can make it first.
+pub fn control_secret(instance: &str, uid: &str, attempt: [u8; 4]) -> String {
+    format!("{}-control-{}", launcher_pod(instance, uid), hex(&attempt))
 }
 
 /// Lower-case hexadecimal.

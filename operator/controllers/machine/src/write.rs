@@ -67,8 +67,30 @@ pub async fn create<K>(client: &Client, desired: &K) -> Result<Created<K>, kube:
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize,
 {
+    create_with(client, desired, &params()).await
+}
+
+/// What [`create`] would come to: all that may refuse it is asked, and nothing is stored.
+///
+/// # Errors
+/// As of [`create`].
+pub async fn rehearse<K>(client: &Client, desired: &K) -> Result<Created<K>, kube::Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize,
+{
+    let params = PostParams {
+        dry_run: true,
+        ..params()
+    };
+    create_with(client, desired, &params).await
+}
+
+async fn create_with<K>(client: &Client, desired: &K, params: &PostParams) -> Result<Created<K>, kube::Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize,
+{
     let api = api::<K>(client, desired);
-    match api.create(&params(), desired).await {
+    match api.create(params, desired).await {
         Ok(created) => Ok(Created::New(created)),
         Err(kube::Error::Api(answer)) if answer.reason == "AlreadyExists" => Ok(api
             .get_opt(&desired.name_any())
@@ -78,19 +100,16 @@ where
     }
 }
 
-/// Creates `desired`; false when an object of that name was there before, which is not read.
+/// Creates `desired`, which nobody else may have made.
 ///
 /// # Errors
-/// When the API server refuses for another reason, or is not reached.
-pub async fn create_unread<K>(client: &Client, desired: &K) -> Result<bool, kube::Error>
+/// When an object of that name was there before, the API server refuses, or is not reached.
+pub async fn create_own<K>(client: &Client, desired: &K) -> Result<(), kube::Error>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize,
 {
-    match api::<K>(client, desired).create(&params(), desired).await {
-        Ok(_) => Ok(true),
-        Err(kube::Error::Api(answer)) if answer.reason == "AlreadyExists" => Ok(false),
-        Err(error) => Err(error),
-    }
+    let created = api::<K>(client, desired).create(&params(), desired).await;
+    created.map(|_| ())
 }
 
 fn params() -> PostParams {

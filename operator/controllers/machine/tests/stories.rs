@@ -129,6 +129,7 @@ async fn reconcile_create(stage: &Stage) {
     let seen = instance.status.unwrap();
     assert_eq!(seen.phase.as_deref(), Some("Running"));
     assert_eq!(seen.node_name.as_deref(), Some(NODE));
+    assert_eq!(seen.launcher_address.as_deref(), Some("10.1.0.5"));
     assert_eq!(seen.interfaces[0].ip_address.as_deref(), Some("10.1.0.5"));
     let phases: Vec<_> = seen
         .phase_transition_timestamps
@@ -271,6 +272,8 @@ async fn reconcile_refused(stage: &Stage) {
     let refused = refused.await.status.unwrap();
     let message = refused.conditions[0].message.clone().unwrap();
     assert!(message.contains("no-such-class"), "{message}");
+    let secrets = stage.secrets(&stage.namespace).list(&ListParams::default()).await;
+    assert!(secrets.unwrap().items.is_empty(), "none for a pod that is refused");
     stage.machines().delete("vm", &DeleteParams::default()).await.unwrap();
     stage.machine_gone().await;
 }
@@ -313,6 +316,9 @@ async fn reconcile_instance_alone(stage: &Stage) {
     let wait = await_condition(instances.clone(), "vm", phase("Succeeded"));
     tokio::time::timeout(PATIENCE, wait).await.expect("its end").unwrap();
     assert_eq!(stage.pod().await.name_any(), pod, "kept for its log");
+    let over = stage.instance().await.status.unwrap();
+    assert_eq!((over.launcher_address, &over.interfaces[0].ip_address), (None, &None));
+    assert!(over.interfaces[0].ip_addresses.is_empty());
     instances.delete("vm", &DeleteParams::default()).await.unwrap();
     let gone = |instance: Option<&VirtualMachineInstance>| instance.is_none();
     tokio::time::timeout(PATIENCE, await_condition(instances, "vm", gone))
@@ -409,8 +415,8 @@ async fn reconcile_rest(stage: &Stage, theatre: &Theatre) {
 
 /// Create, lose the pod, restart, delete: by operators that each die after so many writes, before they see the last one's answer.
 ///
-/// With one write each, every write is followed by a death. To die before a write leaves what dying after the previous
-/// one does.
+/// With one write each, every write is followed by a death (of a launcher's Secrets, every other). To die before a write
+/// leaves what dying after the previous one does.
 async fn reconcile_killed(theatre: &Theatre) {
     for writes in [1, 2, 5] {
         let config = theatre.controllers_config().await;
@@ -423,11 +429,12 @@ async fn reconcile_killed(theatre: &Theatre) {
         let (count, config) = (deaths.clone(), config.clone());
         let mut operators = JoinSet::new();
         operators.spawn(async move {
+            let mut gate = Gate::new(Some(writes - 1));
             loop {
-                let gate = Gate::new(Some(writes - 1));
                 let _alive = Controllers::start(gated(&config, &gate));
                 gate.reached().await;
                 count.fetch_add(1, Ordering::SeqCst);
+                gate = gate.next();
             }
         });
         life(&stage).await;

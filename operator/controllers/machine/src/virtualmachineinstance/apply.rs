@@ -47,13 +47,24 @@ pub async fn release(instance: &VirtualMachineInstance, ctx: &Context) -> Result
 }
 
 /// Creates the launcher pod, its Secret first, or returns the one that was created before a restart.
+///
+/// The pod is rehearsed before: the cache may not have the one that is there already, which has a Secret of its own, and
+/// each Secret made for a pod that is then refused would stay as long as the instance. What a crash between the two leaves
+/// does stay that long: there is no right to delete Secrets, its ownerReference does it.
 pub async fn start(machine: &Machine, observed: &Observed, ctx: &Context) -> Result<Pod, Error> {
     let instance = &machine.instance;
     let accelerator = resources::accelerator(ctx.options.emulation, instance, &observed.nodes);
-    let pod = build::launcher_pod(machine, accelerator, &ctx.options.launcher_image).map_err(Error::Build)?;
+    let pair = credentials::name(instance).map_err(Error::NameSecret)?;
+    let pod = build::launcher_pod(machine, accelerator, &ctx.options.launcher_image, &pair).map_err(Error::Build)?;
+    match write::rehearse(&ctx.client, &pod).await.map_err(Error::CreatePod)? {
+        Created::New(_) => {}
+        Created::Existing(pod) => return own(pod, instance),
+        Created::Lost => return Err(Error::PodNameTaken(pod.name_any())),
+    }
     let issued = ctx.trust.launcher(&instance.uid().unwrap_or_default()).await;
-    let secret = credentials::secret(instance, &issued.map_err(Error::Certificate)?);
-    let created = write::create_unread(&ctx.client, &secret).await;
+    let secret = credentials::secret(pair, instance, &issued.map_err(Error::Certificate)?);
+    // If that name is taken after all, the next attempt has another.
+    let created = write::create_own(&ctx.client, &secret).await;
     created.map_err(Error::CreateSecret)?;
     match write::create(&ctx.client, &pod).await.map_err(Error::CreatePod)? {
         Created::New(pod) => {
@@ -64,8 +75,17 @@ pub async fn start(machine: &Machine, observed: &Observed, ctx: &Context) -> Res
                 .await;
             Ok(pod)
         }
-        Created::Existing(pod) if belongs(&pod, instance) => Ok(pod),
-        Created::Existing(_) | Created::Lost => Err(Error::PodNameTaken(pod.name_any())),
+        Created::Existing(pod) => own(pod, instance),
+        Created::Lost => Err(Error::PodNameTaken(pod.name_any())),
+    }
+}
+
+/// The pod that has the launcher pod's name, if it was made for this instance.
+fn own(pod: Pod, instance: &VirtualMachineInstance) -> Result<Pod, Error> {
+    if belongs(&pod, instance) {
+        Ok(pod)
+    } else {
+        Err(Error::PodNameTaken(pod.name_any()))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The launcher pod of a [`Machine`]: one container under Pod Security `restricted`, told everything in one variable.
 //!
-//! Pure: the same machine and accelerator give the same pod. Paths, ports and names are the contract with
+//! Pure: the same machine, accelerator and name of a key pair give the same pod. Paths, ports and names are the contract with
 //! `kubernest-domain` and the CNI plugin. No token, no host path, no host namespace.
 
 use std::collections::BTreeMap;
@@ -43,11 +43,16 @@ pub fn pod_grace_seconds(spec: &VirtualMachineInstanceSpec) -> i64 {
     guest_grace_seconds(spec).saturating_add(LAUNCHER_GRACE_SECONDS)
 }
 
-/// Builds the pod.
+/// Builds the pod; `pair` is the Secret of its control port.
 ///
 /// # Errors
 /// When the launch document cannot be written as JSON.
-pub fn launcher_pod(machine: &Machine, accelerator: Accelerator, image: &str) -> Result<Pod, serde_json::Error> {
+pub fn launcher_pod(
+    machine: &Machine,
+    accelerator: Accelerator,
+    image: &str,
+    pair: &str,
+) -> Result<Pod, serde_json::Error> {
     let instance = &machine.instance;
     let spec = &instance.spec;
     let shares = spec.domain.devices.filesystems.as_ref().map_or(0, Vec::len) as u64;
@@ -59,7 +64,7 @@ pub fn launcher_pod(machine: &Machine, accelerator: Accelerator, image: &str) ->
         interfaces: networks::taps(&machine.nics),
         overhead_bytes: overhead,
     };
-    let mounted = volumes::mounted(machine);
+    let mounted = volumes::mounted(machine, pair);
     let probed = spec.readiness_probe.is_some() || spec.liveness_probe.is_some();
     let container = Container {
         name: CONTAINER.to_owned(),

@@ -43,7 +43,7 @@ pub async fn dereference(instance: &VirtualMachineInstance, ctx: &Context) -> Re
     let waiting = waits_for_a_pod(instance) && instance.metadata.deletion_timestamp.is_none();
     let pod = match ctx.stores.pods.get(&ObjectRef::new(&name).within(&namespace)) {
         Some(pod) => Some((*pod).clone()),
-        // The create is refused if there is one after all.
+        // The rehearsal of its create tells if there is one after all.
         None if waiting => None,
         None => {
             Api::<Pod>::namespaced(ctx.client.clone(), &namespace)

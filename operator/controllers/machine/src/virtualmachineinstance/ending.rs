@@ -140,7 +140,8 @@ pub fn surely_ended(pod: &Pod, node: NodeState) -> bool {
     node == NodeState::Dead || is_over(&status) && !status.container_statuses.iter().flatten().any(running)
 }
 
-fn is_over(status: &PodStatus) -> bool {
+/// Whether the pod's phase is a final one; its addresses are not its own any more then.
+pub fn is_over(status: &PodStatus) -> bool {
     matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }
 

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use kube::runtime::controller::Action;
 use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, phase};
+use kubernest_pki::RandomError;
 use kubernest_runtime::{ApplyError, StepError};
 
 pub use ending::is_disruption;
@@ -90,6 +91,9 @@ pub enum Error {
     /// Writing the launch document.
     #[error("cannot build the launcher pod")]
     Build(#[source] serde_json::Error),
+    /// Naming the Secret of the launcher's certificate.
+    #[error("cannot name the Secret of the launcher's certificate")]
+    NameSecret(#[source] RandomError),
     /// Signing the launcher's certificate.
     #[error("cannot make the launcher's certificate")]
     Certificate(#[source] TrustError),
@@ -120,7 +124,7 @@ impl StepError for Error {
             Self::Finalizer(_) => "finalizer",
             Self::Build(_) => "build",
             Self::Certificate(_) => "certificate",
-            Self::CreateSecret(_) => "create_secret",
+            Self::NameSecret(_) | Self::CreateSecret(_) => "create_secret",
             Self::CreatePod(_) | Self::PodNameTaken(_) => "create_pod",
             Self::DeletePod(_) => "delete_pod",
             Self::Console(_) => "console",

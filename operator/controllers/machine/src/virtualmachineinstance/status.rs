@@ -19,7 +19,7 @@ use kubernest_domain::paths;
 
 use super::build::CONTAINER;
 use super::dereference::node_of;
-use super::ending::{Ending, ending};
+use super::ending::{self, Ending};
 use super::validate::{self, Binding, Obstacle};
 use super::{networks, reasons};
 use crate::Emulation;
@@ -55,17 +55,25 @@ pub fn status(instance: &VirtualMachineInstance, seen: Seen<'_>, now: Timestamp)
     let over = if super::is_final(&before) || (seen.pod.is_none() && !had_pod) {
         None
     } else {
-        ending(seen.pod, seen.node, deleting)
+        ending::ending(seen.pod, seen.node, deleting)
     };
     let phase = match &over {
         Some(over) => over.phase.to_owned(),
         None => forward(&before, seen.pod).to_owned(),
     };
+    let addressed = seen
+        .pod
+        .filter(|_| !super::is_final(&phase))
+        .filter(|pod| has_addresses(pod));
+    let mut interfaces = interfaces(instance, seen.pod).unwrap_or(previous.interfaces);
+    if addressed.is_none() {
+        forget_addresses(&mut interfaces);
+    }
     let mut status = VirtualMachineInstanceStatus {
         node_name: seen.pod.and_then(node_of).map(str::to_owned).or(previous.node_name),
         active_pods: active_pods(seen.pod),
-        launcher_address: seen.pod.and_then(|pod| pod.status.as_ref()?.pod_ip.clone()),
-        interfaces: interfaces(instance, seen.pod).unwrap_or(previous.interfaces),
+        launcher_address: addressed.and_then(|pod| pod.status.as_ref()?.pod_ip.clone()),
+        interfaces,
         volume_status: volume_status(instance),
         qos_class: seen
             .pod
@@ -338,6 +346,19 @@ fn uses_kvm(pod: &Pod) -> bool {
 fn active_pods(pod: Option<&Pod>) -> BTreeMap<String, String> {
     let entry = pod.and_then(|pod| Some((pod.uid()?, node_of(pod).unwrap_or_default().to_owned())));
     entry.into_iter().collect()
+}
+
+/// Whether the pod's addresses are its own: the network takes those of a pod that is over back, for the next one.
+fn has_addresses(pod: &Pod) -> bool {
+    !pod.status.as_ref().is_some_and(ending::is_over)
+}
+
+/// Nobody shall dial what may be another pod's by now; names and MAC addresses stay.
+fn forget_addresses(interfaces: &mut [InterfaceStatus]) {
+    for interface in interfaces {
+        interface.ip_address = None;
+        interface.ip_addresses.clear();
+    }
 }
 
 /// Interfaces as far as they are known; `None` without a pod.

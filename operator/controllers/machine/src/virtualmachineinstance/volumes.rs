@@ -7,12 +7,10 @@ use k8s_openapi::api::core::v1::{
     ConfigMapVolumeSource, EmptyDirVolumeSource, ImageVolumeSource, PersistentVolumeClaimVolumeSource,
     SecretVolumeSource, Volume, VolumeDevice, VolumeMount,
 };
-use kube::ResourceExt;
 use kubernest_crds::kubevirt::v1 as kubevirt;
 use kubernest_domain::{VolumeMode, paths};
 
 use super::validate::Machine;
-use crate::names;
 
 /// The pod's own volumes; a dot cannot stand in a volume's name, so a dash and the prefix keep them apart.
 const RUN_VOLUME: &str = "kubernest-run";
@@ -78,8 +76,8 @@ impl Mounted {
     }
 }
 
-/// All volumes of the machine's launcher pod.
-pub fn mounted(machine: &Machine) -> Mounted {
+/// All volumes of the machine's launcher pod; `pair` is the Secret of its control port.
+pub fn mounted(machine: &Machine, pair: &str) -> Mounted {
     let mut mounted = Mounted::default();
     let run = EmptyDirVolumeSource::default();
     let run = Volume {
@@ -88,8 +86,7 @@ pub fn mounted(machine: &Machine) -> Mounted {
         ..Volume::default()
     };
     mounted.add(run, paths::RUN.to_owned(), false);
-    let (name, uid) = (machine.instance.name_any(), machine.instance.uid().unwrap_or_default());
-    let pair = Some(names::control_secret(&name, &uid));
+    let pair = Some(pair.to_owned());
     mounted.add_secret(CONTROL_VOLUME.to_owned(), pair, None, paths::CONTROL_TLS.to_owned());
     let spec = &machine.instance.spec;
     let boot = spec

@@ -50,11 +50,27 @@ pub async fn assert_client_is_right(stage: &Stage) {
     assert_eq!(ca.type_.as_deref(), Some("kubernetes.io/tls"));
 }
 
+/// Names of the Secrets made for launchers, each of which goes with its instance; what crashes left is among them.
+async fn launcher_secrets(stage: &Stage) -> Vec<String> {
+    let all = stage.secrets(&stage.namespace).list(&ListParams::default()).await;
+    let goes = |secret: &Secret| {
+        let owner = secret.owner_references().first().cloned();
+        assert!(owner.is_some_and(|owner| owner.kind == "VirtualMachineInstance"));
+        secret.name_any()
+    };
+    all.unwrap().items.iter().map(goes).collect()
+}
+
 /// The Secret of the only launcher pod.
 pub async fn assert_launcher_is_right(stage: &Stage) {
     let (pod, instance) = (stage.pod().await, stage.instance().await);
     let secrets = stage.secrets(&stage.namespace);
-    let secret = secrets.get(&format!("{}-control", pod.name_any())).await.unwrap();
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let mut pairs = volumes.filter(|volume| volume.name == "kubernest-control");
+    let name = pairs.next().unwrap().secret.clone().unwrap().secret_name.unwrap();
+    assert!(name.starts_with(&format!("{}-control-", pod.name_any())), "{name}");
+    assert!(launcher_secrets(stage).await.contains(&name));
+    let secret = secrets.get(&name).await.unwrap();
     let ca = stage.secrets(SYSTEM).get(CA).await.unwrap();
     let ca_info = CertificateInfo::from_pem(&text(&ca, "tls.crt")).unwrap();
     let (info, usage) = certificate(&secret);
@@ -98,6 +114,7 @@ pub async fn reconcile_credentials(stage: &Stage, theatre: &Theatre) {
     stage.running().await;
     assert_client_is_right(stage).await;
     assert_launcher_is_right(stage).await;
+    assert_eq!(launcher_secrets(stage).await.len(), 1);
     stage.machines().delete("vm", &DeleteParams::default()).await.unwrap();
     stage.machine_gone().await;
     stage.controllers.kill();

@@ -3,7 +3,7 @@
 use std::future::{Future, pending};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use http::{Method, Request, Response};
@@ -11,12 +11,16 @@ use kube::client::Body;
 use tokio::sync::{Mutex, Notify};
 use tower::{Layer, Service};
 
+use super::stage::SYSTEM;
+
 /// Counts writes (events apart) and kills at one of them.
 #[derive(Clone)]
 pub struct Gate {
     /// The write whose answer is never seen, and after which nothing is written any more; counted from 0. What the API
     /// server refuses is none: to die then is to die before the next.
     kill_after: Option<usize>,
+    /// Somebody died at a launcher's Secret.
+    died_at_secret: Arc<AtomicBool>,
     writes: Arc<AtomicUsize>,
     done: Arc<Mutex<usize>>,
     reached: Arc<Notify>,
@@ -26,13 +30,25 @@ impl Gate {
     pub fn new(kill_after: Option<usize>) -> Self {
         Self {
             kill_after,
+            died_at_secret: Arc::default(),
             writes: Arc::default(),
             done: Arc::default(),
             reached: Arc::default(),
         }
     }
 
-    /// Attempts to write so far.
+    /// The gate of the next operator, after the one that died at this one.
+    ///
+    /// After a death at a launcher's Secret the next such Secret is none to die at: its name is known only to who made it,
+    /// so an operator that dies there each time gets nowhere.
+    pub fn next(&self) -> Self {
+        Self {
+            died_at_secret: self.died_at_secret.clone(),
+            ..Self::new(self.kill_after)
+        }
+    }
+
+    /// Attempts to write so far, rehearsals among them.
     pub fn writes(&self) -> usize {
         self.writes.load(Ordering::SeqCst)
     }
@@ -76,12 +92,18 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let is_write = request.method() != Method::GET && !request.uri().path().contains("/events");
+        let path = request.uri().path();
+        let is_write = request.method() != Method::GET && !path.contains("/events");
+        let is_rehearsal = request.uri().query().is_some_and(|query| query.contains("dryRun"));
+        let is_secret = path.ends_with("/secrets") && !path.contains(SYSTEM);
         let answer = self.inner.call(request);
         if !is_write {
             return Box::pin(answer);
         }
         self.gate.writes.fetch_add(1, Ordering::SeqCst);
+        if is_rehearsal || is_secret && self.gate.died_at_secret.swap(false, Ordering::SeqCst) {
+            return Box::pin(answer);
+        }
         let gate = self.gate.clone();
         Box::pin(async move {
             let Some(at) = gate.kill_after else {
@@ -95,6 +117,7 @@ where
             }
             if *done == at {
                 drop(answer);
+                gate.died_at_secret.store(is_secret, Ordering::SeqCst);
                 gate.reached.notify_one();
                 return pending().await;
             }

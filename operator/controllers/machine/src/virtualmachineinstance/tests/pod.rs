@@ -17,7 +17,8 @@ use crate::Emulation;
 use crate::trust::Issued;
 
 fn built(instance: &VirtualMachineInstance, accelerator: Accelerator) -> Value {
-    serde_json::to_value(build::launcher_pod(&machine(instance), accelerator, "launcher@sha256:2").unwrap()).unwrap()
+    let pod = build::launcher_pod(&machine(instance), accelerator, "launcher@sha256:2", "pair").unwrap();
+    serde_json::to_value(pod).unwrap()
 }
 
 fn mount_of(pod: &Value, path: &str) -> (Value, Value) {
@@ -107,8 +108,7 @@ fn build_pod_mounts_where_the_launcher_looks() {
     let (run, _) = mount_of(&pod, "/run/kubernest");
     assert_eq!(run["emptyDir"], json!({}));
     let (control, mount) = mount_of(&pod, "/run/control");
-    let pair = format!("{}-control", pod["metadata"]["name"].as_str().unwrap());
-    assert_eq!(control["secret"], json!({"secretName": pair, "defaultMode": 0o440}));
+    assert_eq!(control["secret"], json!({"secretName": "pair", "defaultMode": 0o440}));
     assert_eq!(
         (&control["name"], &mount["readOnly"]),
         (&json!("kubernest-control"), &json!(true))
@@ -143,7 +143,7 @@ fn build_pod_mounts_where_the_launcher_looks() {
 
     let block = validate(&instance(), &claims("Block")).unwrap();
     assert_eq!(block.claims["data"].mode, VolumeMode::Block);
-    let pod = serde_json::to_value(build::launcher_pod(&block, Accelerator::Kvm, "x").unwrap()).unwrap();
+    let pod = serde_json::to_value(build::launcher_pod(&block, Accelerator::Kvm, "x", "pair").unwrap()).unwrap();
     let devices = &pod["spec"]["containers"][0]["volumeDevices"];
     assert_eq!(*devices, json!([{"name": "data", "devicePath": "/dev/data"}]));
 }
@@ -265,13 +265,18 @@ fn build_secret_of_the_control_port_belongs_to_the_instance() {
         },
         ca_pem: "ca".to_owned(),
     };
-    let secret = serde_json::to_value(credentials::secret(&instance(), &issued)).unwrap();
+    let name = credentials::name(&instance()).unwrap();
+    assert_ne!(
+        credentials::name(&instance()).unwrap(),
+        name,
+        "nobody can make it first"
+    );
+    let secret = serde_json::to_value(credentials::secret(name, &instance(), &issued)).unwrap();
     let metadata = &secret["metadata"];
     let pod = built(&instance(), Accelerator::Tcg);
-    assert_eq!(
-        metadata["name"].as_str().unwrap().strip_suffix("-control"),
-        pod["metadata"]["name"].as_str()
-    );
+    let (prefix, attempt) = metadata["name"].as_str().unwrap().rsplit_once('-').unwrap();
+    assert_eq!(prefix.strip_suffix("-control"), pod["metadata"]["name"].as_str());
+    assert!(attempt.len() == 8 && attempt.bytes().all(|byte| byte.is_ascii_hexdigit()));
     assert_eq!(metadata["namespace"], "org-acme");
     assert_eq!(metadata["ownerReferences"], pod["metadata"]["ownerReferences"]);
     let expected = json!({"app.kubernetes.io/managed-by": "kubernest", "kubevirt.io/created-by": "u-1"});

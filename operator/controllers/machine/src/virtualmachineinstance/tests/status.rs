@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, phase};
+use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, VirtualMachineInstanceStatus, phase};
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -181,6 +181,57 @@ fn status_of_a_running_instance_is_complete() {
             expected,
             "{kind}"
         );
+    }
+}
+
+#[rstest]
+#[case::over(Some(json!({"status": {"phase": "Failed"}})), NodeState::Up, false)]
+#[case::succeeded(Some(json!({"status": {"phase": "Succeeded"}})), NodeState::Up, false)]
+#[case::gone(None, NodeState::Up, false)]
+#[case::lost_with_its_node(Some(json!({})), NodeState::Dead, false)]
+#[case::on_a_silent_node(Some(json!({})), NodeState::Unreachable, true)]
+#[case::going(Some(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})), NodeState::Up, true)]
+fn status_names_no_address_that_another_pod_may_have(
+    #[case] shape: Option<Value>,
+    #[case] node: NodeState,
+    #[case] kept: bool,
+) {
+    let running = pod(json!({"status": {"conditions": ready("True")}}));
+    let seen = Seen {
+        pod: Some(&running),
+        node: NodeState::Up,
+        obstacle: None,
+        emulation: Emulation::Auto,
+    };
+    let mut instance = in_phase("Scheduled");
+    let first = status(&instance, seen, now());
+    assert_eq!(first.launcher_address.as_deref(), Some("10.1.0.5"));
+    instance.status = Some(first.clone());
+    let later = shape.map(pod);
+    let seen = Seen {
+        pod: later.as_ref(),
+        node,
+        ..seen
+    };
+    let then = status(&instance, seen, now());
+    let expected = kept.then_some("10.1.0.5");
+    assert_eq!(then.launcher_address.as_deref(), expected);
+    assert_eq!(then.interfaces[0].ip_address.as_deref(), expected);
+    assert_eq!(then.interfaces[0].ip_addresses.len(), usize::from(kept));
+    let known = |status: &VirtualMachineInstanceStatus| -> Vec<_> {
+        let interfaces = status.interfaces.iter();
+        interfaces.map(|nic| (nic.name.clone(), nic.mac.clone())).collect()
+    };
+    assert_eq!(known(&then), known(&first));
+    // However often it is looked at, also when the pod is there after all.
+    instance.status = Some(then.clone());
+    assert_eq!(status(&instance, seen, now()), then);
+    if !kept {
+        let again = Seen {
+            pod: Some(&running),
+            ..seen
+        };
+        assert_eq!(status(&instance, again, now()).launcher_address, None);
     }
 }
 
