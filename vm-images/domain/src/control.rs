@@ -19,7 +19,7 @@ pub const PAUSE: &str = "/v1/pause";
 pub const UNPAUSE: &str = "/v1/unpause";
 /// PUT: the guest is asked by ACPI to reboot.
 pub const SOFT_REBOOT: &str = "/v1/softreboot";
-/// PUT: the guest is reset as by its button; nothing is asked.
+/// PUT: the guest is reset as by its button; nothing is asked. A paused one stays paused.
 pub const RESET: &str = "/v1/reset";
 
 /// Files of the launcher's key pair, and of those that it lets in, below [`crate::paths::CONTROL_TLS`]; keys of the Secret.

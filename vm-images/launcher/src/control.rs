@@ -2,8 +2,10 @@
 //!
 //! It decides nothing about the domain: commands go to the domain's owner ([`crate::supervisor`]), streams to console
 //! and screen. Who has no certificate for [`kubernest_domain::control::CLIENT_NAME`] of the CA beside the launcher's own
-//! certificate is not spoken to. What a peer can hold is bounded: handshakes, connections, and the time for each.
+//! certificate is not spoken to. What a peer can hold is bounded: handshakes, connections, and the time for each;
+//! one that has vanished holds nothing for long.
 
+mod peers;
 mod routes;
 mod tls;
 
@@ -15,12 +17,16 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::errno::Errno;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{KeepAlive, TcpKeepCount, TcpKeepIdle, TcpKeepInterval};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use self::peers::{Peers, Place};
 use crate::chain;
 use crate::console::Console;
 use crate::seat::Seat;
@@ -31,9 +37,15 @@ const HANDSHAKES: usize = 32;
 /// Most connections at once, streams among them.
 const CONNECTIONS: usize = 64;
 /// How long a TLS handshake may take.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a request's header may take, from the end of the handshake or of the request before.
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
+/// Seconds of silence after which a peer is asked whether it is still there (tcp(7), `TCP_KEEPIDLE`).
+const KEEPALIVE_IDLE: u32 = 15;
+/// Seconds between two such questions (`TCP_KEEPINTVL`).
+const KEEPALIVE_INTERVAL: u32 = 5;
+/// Questions without an answer after which it is gone (`TCP_KEEPCNT`).
+const KEEPALIVE_PROBES: u32 = 3;
 /// Pause after a connection could not be accepted: the process has no file descriptor left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -89,7 +101,7 @@ enum HandshakeError {
     #[error("looking at the client's certificate")]
     Client(#[source] tls::ClientError),
     /// Too slow.
-    #[error("the handshake took longer than 10 s")]
+    #[error("the handshake took longer than {} s", HANDSHAKE_LIMIT.as_secs())]
     Slow,
 }
 
@@ -104,6 +116,7 @@ impl Server {
     async fn accept(self: Arc<Self>, listener: TcpListener) {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         let connections = Arc::new(Semaphore::new(CONNECTIONS));
+        let peers = Peers::default();
         loop {
             let permits = tokio::try_join!(
                 Arc::clone(&handshakes).acquire_owned(),
@@ -112,9 +125,14 @@ impl Server {
             // Nobody closes the semaphores.
             let Ok((handshake, connection)) = permits else { return };
             match listener.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(
-                    Arc::clone(&self).connection(stream, handshake, connection),
-                )),
+                Ok((stream, peer)) => match peers.admit(peer.ip()) {
+                    Some(place) => drop(tokio::spawn(Arc::clone(&self).connection(
+                        stream,
+                        (handshake, place),
+                        connection,
+                    ))),
+                    None => tracing::debug!(%peer, "too many handshakes at once"),
+                },
                 Err(error) => {
                     tracing::debug!(%error, "accepting at the control port");
                     sleep(ACCEPT_RETRY).await;
@@ -126,7 +144,7 @@ impl Server {
     async fn connection(
         self: Arc<Self>,
         stream: TcpStream,
-        handshake: OwnedSemaphorePermit,
+        handshake: (OwnedSemaphorePermit, Place),
         connection: OwnedSemaphorePermit,
     ) {
         let opened = timeout(HANDSHAKE_LIMIT, self.open(stream)).await;
@@ -151,6 +169,7 @@ impl Server {
         let config = tls::config(&self.tls).await.map_err(HandshakeError::Config)?;
         // Keystrokes are small and must not wait for each other.
         stream.set_nodelay(true).map_err(HandshakeError::Handshake)?;
+        keep_alive(&stream).map_err(|errno| HandshakeError::Handshake(errno.into()))?;
         let stream = TlsAcceptor::from(Arc::new(config))
             .accept(stream)
             .await
@@ -168,5 +187,31 @@ impl Server {
         } else {
             tracing::debug!(error = chain(error), "a connection to the control port was closed");
         }
+    }
+}
+
+/// Has the kernel end the connection of a peer that has vanished without a word: its node or its network is gone.
+fn keep_alive(stream: &TcpStream) -> Result<(), Errno> {
+    setsockopt(stream, TcpKeepIdle, &KEEPALIVE_IDLE)?;
+    setsockopt(stream, TcpKeepInterval, &KEEPALIVE_INTERVAL)?;
+    setsockopt(stream, TcpKeepCount, &KEEPALIVE_PROBES)?;
+    setsockopt(stream, KeepAlive, &true)
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn control_asks_silent_peers_whether_they_are_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        keep_alive(&stream).unwrap();
+        assert!(getsockopt(&stream, KeepAlive).unwrap());
+        let seconds = getsockopt(&stream, TcpKeepIdle).unwrap()
+            + getsockopt(&stream, TcpKeepInterval).unwrap() * getsockopt(&stream, TcpKeepCount).unwrap();
+        assert_eq!(seconds, 30);
     }
 }

@@ -1,7 +1,7 @@
 //! libvirt, as little of it as needed: connect, create, pause, power button, reset, destroy, lifecycle events.
 //!
-//! Calls block (they are remote procedure calls to libvirtd): the supervisor makes them on blocking threads. The event
-//! loop has a thread of its own for the life of the process. Nothing here decides anything.
+//! Calls block (they are remote procedure calls to libvirtd): the supervisor makes them on threads of their own. The
+//! event loop has one too, for the life of the process. Nothing here decides anything.
 
 use std::ffi::{c_int, c_void};
 use std::path::Path;
@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use virt::connect::Connect;
 use virt::domain::Domain;
 
-use crate::state::{Gone, Input};
+use crate::state::{Cause, Gone, Input};
 
 /// Why libvirt did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -18,8 +18,8 @@ pub enum HypervisorError {
     /// Event loop.
     #[error("registering libvirt's event loop")]
     EventLoop(#[source] virt::error::Error),
-    /// Thread of the event loop.
-    #[error("starting the event thread")]
+    /// Thread of the event loop, or of commands.
+    #[error("starting a thread for libvirt")]
     Thread(#[source] std::io::Error),
     /// Connection.
     #[error("connecting")]
@@ -204,15 +204,7 @@ unsafe extern "C" fn on_lifecycle(
 fn lifecycle(event: c_int, detail: c_int) -> Option<Input> {
     let (event, detail) = (u32::try_from(event).ok()?, u32::try_from(detail).ok()?);
     Some(match (event, detail) {
-        (virt_sys::VIR_DOMAIN_EVENT_SUSPENDED, virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_IOERROR) => {
-            Input::Paused("qemu paused the guest on a disk error: is the disk or its node full?")
-        }
-        (virt_sys::VIR_DOMAIN_EVENT_SUSPENDED, virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_WATCHDOG) => {
-            Input::Paused("the watchdog paused the guest")
-        }
-        (virt_sys::VIR_DOMAIN_EVENT_SUSPENDED, _) => {
-            Input::Paused("qemu paused the guest on an internal error: can this KVM run its kernel?")
-        }
+        (virt_sys::VIR_DOMAIN_EVENT_SUSPENDED, detail) => Input::Paused(pause_cause(detail)),
         (virt_sys::VIR_DOMAIN_EVENT_RESUMED, _) => Input::Resumed,
         (virt_sys::VIR_DOMAIN_EVENT_CRASHED, _) => Input::Crashed,
         (virt_sys::VIR_DOMAIN_EVENT_SHUTDOWN, virt_sys::VIR_DOMAIN_EVENT_SHUTDOWN_GUEST) => Input::ShuttingDown,
@@ -226,4 +218,41 @@ fn lifecycle(event: c_int, detail: c_int) -> Option<Input> {
         (virt_sys::VIR_DOMAIN_EVENT_STOPPED, _) => Input::Gone(Gone::Died),
         _ => return None,
     })
+}
+
+/// libvirt's `virDomainEventSuspendedDetailType` → what it means here.
+fn pause_cause(detail: u32) -> Cause {
+    match detail {
+        virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_PAUSED => Cause::Plain,
+        virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_IOERROR => {
+            Cause::Trouble("qemu paused the guest on a disk error: is the disk or its node full?")
+        }
+        virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_WATCHDOG => Cause::Trouble("the watchdog paused the guest"),
+        _ => Cause::Trouble("libvirt paused the guest for a reason of its own"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hypervisor_tells_trouble_from_a_pause() {
+        let cause = |detail: u32| {
+            let event = virt_sys::VIR_DOMAIN_EVENT_SUSPENDED;
+            lifecycle(event.try_into().ok()?, detail.try_into().ok()?)
+        };
+        assert_eq!(
+            cause(virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_PAUSED),
+            Some(Input::Paused(Cause::Plain))
+        );
+        for detail in [
+            virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_IOERROR,
+            virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_WATCHDOG,
+            virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_API_ERROR,
+        ] {
+            let input = cause(detail);
+            assert!(matches!(input, Some(Input::Paused(Cause::Trouble(_)))), "{input:?}");
+        }
+    }
 }

@@ -19,6 +19,7 @@
 //!    │   └─► Rebooting, Resetting    Asked(SoftReboot), Asked(Reset)
 //!    └──────────┘ CommandDone
 //! ```
+//! Paused can be Resetting as well, and is Paused again after it.
 //!
 //! A guest that stands still unasked is Settling for a moment before it is Failing: a panic is a pause first.
 //! A stop asked for while the domain starts is remembered and carried out once it runs; one asked for while the guest
@@ -41,8 +42,8 @@ pub enum Input {
         /// Its processors wait to be told to go on.
         paused: bool,
     },
-    /// It stands still; with libvirt's reason in words, for the case that nobody has asked for it.
-    Paused(&'static str),
+    /// It stands still.
+    Paused(Cause),
     /// It goes on.
     Resumed,
     /// Its kernel reported a panic.
@@ -65,6 +66,25 @@ pub enum Input {
     PressAgain,
     /// The grace period is over.
     GraceElapsed,
+}
+
+/// Why a guest stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Somebody has told libvirt so. An error inside of qemu or KVM looks the same: libvirt tells of no other cause then.
+    Plain,
+    /// Nobody has told it so; what has happened.
+    Trouble(&'static str),
+}
+
+impl Cause {
+    /// What has happened if nobody has asked for it.
+    fn unasked(self) -> &'static str {
+        match self {
+            Self::Plain => "qemu paused the guest on an internal error: can this KVM run its kernel?",
+            Self::Trouble(what) => what,
+        }
+    }
 }
 
 /// How a domain went.
@@ -219,9 +239,9 @@ impl State {
             (Self::Ended(ending), _) => (Self::Ended(ending), vec![]),
 
             (Self::Starting { stop_asked: false }, Input::Started { paused }) => {
-                (Self::Running(Motion::started(paused)), vec![Action::Ready(true)])
+                (Self::Running(Motion::at_rest(paused)), vec![Action::Ready(true)])
             }
-            (Self::Starting { stop_asked: true }, Input::Started { paused }) => stop(Motion::started(paused), acpi),
+            (Self::Starting { stop_asked: true }, Input::Started { paused }) => stop(Motion::at_rest(paused), acpi),
             (Self::Starting { .. }, Input::StopAsked) => (Self::Starting { stop_asked: true }, vec![]),
 
             (Self::Running(motion), Input::StopAsked) => stop(motion, acpi),
@@ -251,10 +271,8 @@ impl State {
                 ended(GuestShutdown, "the guest shut down by itself")
             }
 
-            // The pause that was asked for before the stop may take effect only now.
-            (Self::Stopping { paused: true }, Input::Paused(_)) => {
-                (Self::Stopping { paused: true }, vec![Action::Resume])
-            }
+            // The pause that was asked for before the stop may take effect only now; libvirt will undo it, as told.
+            (Self::Stopping { paused: true }, Input::Paused(Cause::Plain)) => (Self::Stopping { paused: true }, vec![]),
             // It hears the button from now on. Where it could not be resumed nothing better can be tried.
             (Self::Stopping { paused: true }, Input::Resumed | Input::CommandFailed(_)) => {
                 (Self::Stopping { paused: false }, vec![Action::PowerButton])
@@ -289,8 +307,8 @@ impl State {
                 ended(GuestCrashed, "the domain was destroyed from inside the pod")
             }
             // A panic is a pause first.
-            (Self::Running(_) | Self::Starting { .. }, Input::Paused(why)) => (
-                Self::Settling((GuestPaused, why.to_owned())),
+            (Self::Running(_) | Self::Starting { .. }, Input::Paused(cause)) => (
+                Self::Settling((GuestPaused, cause.unasked().to_owned())),
                 vec![Action::Ready(false), Action::Settle],
             ),
             (Self::Settling((reason, why)), Input::GraceElapsed | Input::StopAsked) => failing(reason, why),

@@ -15,17 +15,19 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use self::owner::Owner;
+use self::queue::Queue;
 use crate::console::Console;
 use crate::control::{self, Backend, Command, Screen};
 use crate::dhcp::server as dhcp;
 use crate::helper::Helper;
-use crate::hypervisor::{self, Guest};
+use crate::hypervisor::{self, Guest, HypervisorError};
 use crate::listen::listen;
 use crate::seat::Seat;
 use crate::state::Input;
 use crate::{Args, LaunchError, daemon, failed, health, prepare, shares};
 
 mod owner;
+mod queue;
 
 /// How long the rest of the serial console may take to arrive once qemu is gone.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -99,7 +101,10 @@ impl Signals {
 
 /// All that lives while the domain does.
 struct Running {
-    guest: Guest,
+    /// To libvirt, but the last one.
+    guest: Queue<Guest>,
+    /// The end of qemu goes before what libvirt still has to do, or hangs at.
+    end: Queue<Guest>,
     events: mpsc::UnboundedReceiver<Input>,
     /// The other end of `events`, for what becomes of commands to libvirt.
     outcomes: mpsc::UnboundedSender<Input>,
@@ -150,8 +155,10 @@ async fn start(args: &Args, machine: &Machine, ready: watch::Receiver<bool>) -> 
     let (xml, paused) = (xml::domain(machine), machine.start_paused);
     tracing::debug!(xml, "domain");
     let guest = blocking(move || hypervisor.create(&xml, paused)).await?;
+    let queue = |name, guest| Queue::start(name, guest).map_err(HypervisorError::Thread);
     Ok(Running {
-        guest,
+        end: queue("libvirt-end", guest.clone())?,
+        guest: queue("libvirt-commands", guest)?,
         events,
         outcomes,
         commands,

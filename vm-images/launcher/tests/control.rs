@@ -9,8 +9,9 @@
 
 mod support;
 
+use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kubernest_domain::{TerminationReason, control};
 use kubernest_launcher::console::Console;
@@ -24,7 +25,7 @@ use rustls::SupportedProtocolVersion;
 use rustls::version::{TLS12, TLS13};
 use support::client::{Authority, Client, Identity, Stream};
 use support::pod::{Pod, UID};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -33,7 +34,7 @@ struct Port {
     folder: tempfile::TempDir,
     address: SocketAddr,
     authority: Authority,
-    _runtime: Runtime,
+    runtime: Runtime,
 }
 
 impl Port {
@@ -63,7 +64,7 @@ impl Port {
             folder,
             address,
             authority,
-            _runtime: runtime,
+            runtime,
         }
     }
 
@@ -71,6 +72,17 @@ impl Port {
         let address = self.address;
         self.authority
             .client(identity, UID, move || TcpStream::connect(address))
+    }
+
+    /// A connection of 127.0.0.`host`, who does not say anything.
+    fn silent(&self, host: u8) -> TcpStream {
+        let stream = self.runtime.block_on(async {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(([127, 0, 0, host], 0).into()).unwrap();
+            socket.connect(self.address).await.unwrap().into_std().unwrap()
+        });
+        stream.set_nonblocking(false).unwrap();
+        stream
     }
 }
 
@@ -169,9 +181,59 @@ fn control_peers_that_say_nothing_lock_nobody_out() {
     let port = Port::open();
     let client = port.client(Some(&port.authority.api()));
     // More than may shake hands at once: the client comes when their time is over.
-    let silent: Vec<_> = (0..40).map(|_| TcpStream::connect(port.address).unwrap()).collect();
+    let silent: Vec<_> = (0..40).map(|n| port.silent(2 + n / 4)).collect();
     assert_eq!(client.put(control::PAUSE).0, 200);
     drop(silent);
+}
+
+#[test]
+fn control_a_peer_has_four_handshakes() {
+    let port = Port::open();
+    let client = port.client(Some(&port.authority.api()));
+    let begin = Instant::now();
+    // More than may shake hands at once, of one peer: they cost the client nothing.
+    let silent: Vec<_> = (0..40).map(|_| port.silent(2)).collect();
+    assert_eq!(client.put(control::PAUSE).0, 200);
+    let is_closed = |stream: &mut TcpStream, limit| {
+        stream.set_read_timeout(Some(limit)).unwrap();
+        matches!(stream.read(&mut [0]), Ok(0))
+    };
+    let mut open: Vec<_> = silent
+        .into_iter()
+        .filter_map(|mut stream| (!is_closed(&mut stream, Duration::from_millis(200))).then_some(stream))
+        .collect();
+    assert_eq!(open.len(), 4);
+    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+    // Until their time is over; then the peer has its share again.
+    for stream in &mut open {
+        assert!(is_closed(stream, Duration::from_secs(10)));
+    }
+    assert!(begin.elapsed() > Duration::from_secs(4), "{:?}", begin.elapsed());
+    let mut next = port.silent(2);
+    assert!(!is_closed(&mut next, Duration::from_millis(200)));
+}
+
+#[test]
+fn control_asks_whether_a_silent_session_is_there() {
+    let port = Port::open();
+    let _console = port.client(Some(&port.authority.api())).open(control::CONSOLE).unwrap();
+    // proc(5): the port's side, its timer of keepalive (02) and what is left of it in hundredths of a second.
+    let local = format!("0100007F:{:04X}", port.address.port());
+    let end = Instant::now() + Duration::from_secs(5);
+    let left = loop {
+        let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let timer = sockets
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .find(|fields| fields[1] == local && fields[3] == "01")
+            .and_then(|fields| Some(u32::from_str_radix(fields[5].strip_prefix("02:")?, 16).unwrap()));
+        match timer {
+            Some(left) => break left,
+            None => assert!(Instant::now() < end, "no timer:\n{sockets}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(left <= 1500, "{left}");
 }
 
 #[test]
@@ -228,12 +290,20 @@ fn pauses(pod: &mut Pod, api: &Client, console: &mut Stream) {
     assert!(console.is_silent_for(Duration::from_secs(1)));
     assert_eq!(api.put(control::PAUSE), conflict(control::ALREADY_PAUSED));
     assert_eq!(api.put(control::SOFT_REBOOT), conflict(control::PAUSED));
-    assert_eq!(api.put(control::RESET), conflict(control::PAUSED));
     assert!(pod.health("/readyz").contains("200"), "{}", pod.health("/readyz"));
     assert!(console.is_silent_for(Duration::from_secs(1)));
     assert_eq!(api.put(control::UNPAUSE), (200, String::new()));
-    console.until("guest: heard still there");
+    console.until("guest: heard still there\r\n");
     assert_eq!(api.put(control::UNPAUSE), conflict(control::NOT_PAUSED));
+
+    // A reset does not end a pause; the guest boots once it goes on.
+    assert_eq!(api.put(control::PAUSE), (200, String::new()));
+    assert_eq!(api.put(control::RESET), (200, String::new()));
+    assert_eq!(api.put(control::PAUSE), conflict(control::ALREADY_PAUSED));
+    assert!(console.is_silent_for(Duration::from_secs(1)));
+    assert_eq!(api.put(control::UNPAUSE), (200, String::new()));
+    console.until("guest: up");
+    console.until("guest: ready");
 }
 
 fn reboots(pod: &mut Pod, api: &Client, console: &mut Stream) {
@@ -280,6 +350,10 @@ fn control_a_guest_that_starts_paused_waits_to_be_told() {
     assert_eq!(api.put(control::PAUSE), (409, control::ALREADY_PAUSED.to_owned()));
     assert_eq!(pod.read("stdout"), "");
     assert_eq!(api.open(control::VNC).err().unwrap().0, 404);
+    // It is reset as one that moves is, and does not move for that.
+    assert_eq!(api.put(control::RESET), (200, String::new()));
+    assert_eq!(api.put(control::PAUSE), (409, control::ALREADY_PAUSED.to_owned()));
+    assert_eq!(pod.virsh(&["domstate"]), "paused");
     assert_eq!(api.put(control::UNPAUSE), (200, String::new()));
     let (_, said) = pod.shut_down();
     assert!(said.contains("guest: up"), "{said}");

@@ -1,6 +1,6 @@
 //! What the processors of a running guest do, and what requests and libvirt's events make of that. Pure.
 
-use super::{Action, Input, Refusal, Request};
+use super::{Action, Cause, Input, Refusal, Request};
 
 /// What the processors of a running guest do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,13 +15,16 @@ pub enum Motion {
     Resuming,
     /// They move; libvirt was told to reboot the guest.
     Rebooting,
-    /// They move; libvirt was told to reset the guest.
-    Resetting,
+    /// libvirt was told to reset the guest.
+    Resetting {
+        /// They stand still meanwhile, and after it.
+        paused: bool,
+    },
 }
 
 impl Motion {
-    /// That of a domain that has just started.
-    pub(super) fn started(paused: bool) -> Self {
+    /// That of a guest of which no more is known.
+    pub(super) fn at_rest(paused: bool) -> Self {
         if paused { Self::Paused } else { Self::Moving }
     }
 
@@ -32,22 +35,27 @@ impl Motion {
 
     /// The processors stand still, or may do so any moment.
     pub(super) fn needs_resume(self) -> bool {
-        matches!(self, Self::Pausing | Self::Paused | Self::Resuming)
+        matches!(
+            self,
+            Self::Pausing | Self::Paused | Self::Resuming | Self::Resetting { paused: true }
+        )
     }
 
     /// What a request leads to: a command to libvirt, or its refusal.
     pub(super) fn asked(self, request: Request, acpi: bool) -> (Self, Action) {
         let refused = |refusal| (self, Action::Answer(Err(refusal)));
         match (self, request) {
-            (Self::Pausing | Self::Resuming | Self::Rebooting | Self::Resetting, _) => refused(Refusal::Busy),
+            (Self::Pausing | Self::Resuming | Self::Rebooting | Self::Resetting { .. }, _) => refused(Refusal::Busy),
             (Self::Moving, Request::Pause) => (Self::Pausing, Action::Suspend),
             (Self::Paused, Request::Pause) => refused(Refusal::AlreadyPaused),
             (Self::Paused, Request::Unpause) => (Self::Resuming, Action::Resume),
             (Self::Moving, Request::Unpause) => refused(Refusal::NotPaused),
-            (Self::Paused, Request::SoftReboot | Request::Reset) => refused(Refusal::Paused),
+            // It can't hear the button; a reset needs no hearing.
+            (Self::Paused, Request::SoftReboot) => refused(Refusal::Paused),
             (Self::Moving, Request::SoftReboot) if !acpi => refused(Refusal::NoAcpi),
             (Self::Moving, Request::SoftReboot) => (Self::Rebooting, Action::Reboot),
-            (Self::Moving, Request::Reset) => (Self::Resetting, Action::Reset),
+            (Self::Moving, Request::Reset) => (Self::Resetting { paused: false }, Action::Reset),
+            (Self::Paused, Request::Reset) => (Self::Resetting { paused: true }, Action::Reset),
         }
     }
 
@@ -57,17 +65,18 @@ impl Motion {
         let done = || vec![Action::Answer(Ok(()))];
         let failed = |why: &String| vec![Action::Answer(Err(Refusal::Failed(why.clone())))];
         Some(match (self, input) {
-            (Self::Pausing, Input::Paused(_)) => (Self::Paused, done()),
+            (Self::Pausing, Input::Paused(Cause::Plain)) => (Self::Paused, done()),
             // libvirt says so of a domain that starts paused too, and late: never after it has said that it goes on.
-            (Self::Paused | Self::Resuming, Input::Paused(_)) => (self, vec![]),
+            (Self::Paused | Self::Resuming | Self::Resetting { paused: true }, Input::Paused(_)) => (self, vec![]),
             (Self::Resuming, Input::Resumed) => (Self::Moving, done()),
             (Self::Paused, Input::Resumed) => (Self::Moving, vec![]),
+            (Self::Resetting { .. }, Input::Resumed) => (Self::Resetting { paused: false }, vec![]),
             // Said of the domain's start.
             (_, Input::Resumed) => (self, vec![]),
-            (Self::Rebooting | Self::Resetting, Input::CommandDone) => (Self::Moving, done()),
-            (Self::Pausing | Self::Rebooting | Self::Resetting, Input::CommandFailed(why)) => {
-                (Self::Moving, failed(why))
-            }
+            (Self::Rebooting, Input::CommandDone) => (Self::Moving, done()),
+            (Self::Resetting { paused }, Input::CommandDone) => (Self::at_rest(paused), done()),
+            (Self::Pausing | Self::Rebooting, Input::CommandFailed(why)) => (Self::Moving, failed(why)),
+            (Self::Resetting { paused }, Input::CommandFailed(why)) => (Self::at_rest(paused), failed(why)),
             (Self::Resuming, Input::CommandFailed(why)) => (Self::Paused, failed(why)),
             _ => return None,
         })

@@ -95,7 +95,7 @@ fn state_failures_destroy_first_and_keep_their_reason() {
 
 #[test]
 fn state_a_pause_is_a_failure_unless_it_was_a_panic() {
-    let (state, actions) = live(&[STARTED, Input::Paused("x")]);
+    let (state, actions) = live(&[STARTED, Input::Paused(Cause::Plain)]);
     assert_eq!(actions.last(), Some(&Action::Settle));
     assert_eq!(
         reason(&state.clone().step(Input::Gone(Gone::Died), true).0),
@@ -153,7 +153,8 @@ fn state_every_path_ends_when_the_domain_is_gone(
     let inputs = [
         STARTED,
         Input::Started { paused: true },
-        Input::Paused("x"),
+        Input::Paused(Cause::Plain),
+        Input::Paused(Cause::Trouble("x")),
         Input::Resumed,
         Input::Crashed,
         Input::ShuttingDown,
@@ -162,6 +163,7 @@ fn state_every_path_ends_when_the_domain_is_gone(
         Input::Asked(Request::Pause),
         Input::Asked(Request::Unpause),
         Input::Asked(Request::SoftReboot),
+        Input::Asked(Request::Reset),
         Input::CommandDone,
         Input::CommandFailed("x".into()),
         Input::PressAgain,

@@ -8,6 +8,7 @@ use kubernest_domain::machine::Machine;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, Interval, interval_at, sleep_until};
 
+use super::queue::Queue;
 use super::{Running, Signals};
 use crate::hypervisor::{Guest, HypervisorError};
 use crate::state::{Action, Ending, Gone, Input, Refusal, State};
@@ -103,7 +104,7 @@ impl<'a> Owner<'a> {
             }
             Action::Settle => self.grace = Instant::now() + SETTLE,
             Action::Destroy => {
-                self.command(Guest::destroy, |_| None);
+                self.command_by(&self.running.end, Guest::destroy, |_| None);
                 let far = Instant::now() + FAR;
                 self.destroyed_by = Instant::now() + DESTROY_LIMIT;
                 (self.grace, self.press) = (far, interval_at(far, PRESS_AGAIN));
@@ -111,15 +112,25 @@ impl<'a> Owner<'a> {
         }
     }
 
-    /// Tells libvirt to do something. What comes of it arrives as an event; `outcome` is what the call itself tells.
+    /// Tells libvirt to do something, after all that it was told before. What comes of it arrives as an event;
+    /// `outcome` is what the call itself tells.
     fn command(
         &self,
         what: fn(&Guest) -> Result<(), HypervisorError>,
         outcome: fn(Result<(), HypervisorError>) -> Option<Input>,
     ) {
-        let (guest, outcomes) = (self.running.guest.clone(), self.running.outcomes.clone());
-        tokio::task::spawn_blocking(move || {
-            let result = what(&guest);
+        self.command_by(&self.running.guest, what, outcome);
+    }
+
+    fn command_by(
+        &self,
+        queue: &Queue<Guest>,
+        what: fn(&Guest) -> Result<(), HypervisorError>,
+        outcome: fn(Result<(), HypervisorError>) -> Option<Input>,
+    ) {
+        let outcomes = self.running.outcomes.clone();
+        queue.call(move |guest| {
+            let result = what(guest);
             if let Err(error) = &result {
                 tracing::warn!(error = crate::chain(error), "commanding the domain");
             }

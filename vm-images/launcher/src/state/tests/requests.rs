@@ -5,6 +5,10 @@ use rstest::rstest;
 use super::super::{Action::*, Motion::*, *};
 use super::{live, reason};
 
+const RESETTING: Motion = Resetting { paused: false };
+const RESETTING_PAUSED: Motion = Resetting { paused: true };
+const TROUBLE: Input = Input::Paused(Cause::Trouble("x"));
+
 fn answered(refusal: Refusal) -> Vec<Action> {
     vec![Answer(Err(refusal))]
 }
@@ -17,11 +21,11 @@ fn done() -> Vec<Action> {
 #[case(Moving, Request::Pause, Pausing, vec![Suspend])]
 #[case(Moving, Request::Unpause, Moving, answered(Refusal::NotPaused))]
 #[case(Moving, Request::SoftReboot, Rebooting, vec![Reboot])]
-#[case(Moving, Request::Reset, Resetting, vec![Action::Reset])]
+#[case(Moving, Request::Reset, RESETTING, vec![Action::Reset])]
 #[case(Paused, Request::Pause, Paused, answered(Refusal::AlreadyPaused))]
 #[case(Paused, Request::Unpause, Resuming, vec![Resume])]
 #[case(Paused, Request::SoftReboot, Paused, answered(Refusal::Paused))]
-#[case(Paused, Request::Reset, Paused, answered(Refusal::Paused))]
+#[case(Paused, Request::Reset, RESETTING_PAUSED, vec![Action::Reset])]
 fn state_requests_of_a_running_guest(
     #[case] motion: Motion,
     #[case] request: Request,
@@ -34,7 +38,7 @@ fn state_requests_of_a_running_guest(
 
 #[rstest]
 fn state_one_request_is_carried_out_at_a_time(
-    #[values(Pausing, Resuming, Rebooting, Resetting)] motion: Motion,
+    #[values(Pausing, Resuming, Rebooting, RESETTING, RESETTING_PAUSED)] motion: Motion,
     #[values(Request::Pause, Request::Unpause, Request::SoftReboot, Request::Reset)] request: Request,
 ) {
     let stepped = State::Running(motion).step(Input::Asked(request), true);
@@ -68,24 +72,29 @@ fn state_a_guest_without_acpi_can_not_be_asked_to_reboot_but_reset() {
     );
     assert_eq!(
         running.step(Input::Asked(Request::Reset), false),
-        (State::Running(Resetting), vec![Action::Reset])
+        (State::Running(RESETTING), vec![Action::Reset])
     );
 }
 
 #[rstest]
-#[case(Pausing, Input::Paused("x"), Paused, done())]
+#[case(Pausing, Input::Paused(Cause::Plain), Paused, done())]
 #[case(Resuming, Input::Resumed, Moving, done())]
 #[case(Rebooting, Input::CommandDone, Moving, done())]
-#[case(Resetting, Input::CommandDone, Moving, done())]
+#[case(RESETTING, Input::CommandDone, Moving, done())]
+#[case(RESETTING_PAUSED, Input::CommandDone, Paused, done())]
 #[case(Pausing, Input::CommandFailed("x".into()), Moving, answered(Refusal::Failed("x".into())))]
 #[case(Resuming, Input::CommandFailed("x".into()), Paused, answered(Refusal::Failed("x".into())))]
 #[case(Rebooting, Input::CommandFailed("x".into()), Moving, answered(Refusal::Failed("x".into())))]
-#[case(Resetting, Input::CommandFailed("x".into()), Moving, answered(Refusal::Failed("x".into())))]
+#[case(RESETTING, Input::CommandFailed("x".into()), Moving, answered(Refusal::Failed("x".into())))]
+#[case(RESETTING_PAUSED, Input::CommandFailed("x".into()), Paused, answered(Refusal::Failed("x".into())))]
 // Late news of the domain's start.
 #[case(Moving, Input::Resumed, Moving, vec![])]
 #[case(Pausing, Input::Resumed, Pausing, vec![])]
-#[case(Paused, Input::Paused("x"), Paused, vec![])]
-#[case(Resuming, Input::Paused("x"), Resuming, vec![])]
+#[case(Paused, Input::Paused(Cause::Plain), Paused, vec![])]
+#[case(Resuming, Input::Paused(Cause::Plain), Resuming, vec![])]
+#[case(RESETTING, Input::Resumed, RESETTING, vec![])]
+#[case(RESETTING_PAUSED, Input::Paused(Cause::Plain), RESETTING_PAUSED, vec![])]
+#[case(RESETTING_PAUSED, Input::Resumed, RESETTING, vec![])]
 // Answered already.
 #[case(Moving, Input::CommandFailed("x".into()), Moving, vec![])]
 #[case(Paused, Input::CommandFailed("x".into()), Paused, vec![])]
@@ -105,7 +114,7 @@ fn state_what_comes_of_a_request(
 /// What happens to a guest that moves happens to one that is paused, or is about to be.
 #[rstest]
 fn state_all_else_ends_a_guest_in_any_motion(
-    #[values(Pausing, Paused, Resuming, Rebooting, Resetting)] motion: Motion,
+    #[values(Pausing, Paused, Resuming, Rebooting, RESETTING, RESETTING_PAUSED)] motion: Motion,
     #[values(
         Input::Gone(Gone::PoweredOff),
         Input::Gone(Gone::Destroyed),
@@ -126,29 +135,55 @@ fn state_all_else_ends_a_guest_in_any_motion(
 }
 
 #[rstest]
-fn state_a_pause_nobody_asked_for_is_a_failure(#[values(Moving, Rebooting, Resetting)] motion: Motion) {
-    let (state, actions) = State::Running(motion).step(Input::Paused("x"), true);
-    assert!(matches!(state, State::Settling(_)), "{state:?}");
+fn state_a_pause_nobody_asked_for_is_a_failure(
+    #[values(Moving, Rebooting, RESETTING)] motion: Motion,
+    #[values(Cause::Plain, Cause::Trouble("x"))] cause: Cause,
+) {
+    let (state, actions) = State::Running(motion).step(Input::Paused(cause), true);
+    let State::Settling((reason, why)) = state else {
+        panic!("{state:?}");
+    };
+    assert_eq!(
+        (reason, why.as_str()),
+        (TerminationReason::GuestPaused, cause.unasked())
+    );
     assert!(actions.ends_with(&[Ready(false), Settle]), "{actions:?}");
     assert_eq!(actions.len() == 3, motion.is_pending(), "{actions:?}");
+}
+
+#[test]
+fn state_trouble_is_not_the_pause_that_was_asked_for() {
+    let (state, actions) = State::Running(Pausing).step(TROUBLE, true);
+    assert_eq!(state, State::Settling((TerminationReason::GuestPaused, "x".into())));
+    assert_eq!(
+        actions,
+        [Answer(Err(Refusal::NotRunning)), Ready(false), Settle],
+        "whoever has asked does not hear that it is paused"
+    );
+    // libvirt has carried out the command as well.
+    assert_eq!(state.clone().step(Input::Paused(Cause::Plain), true), (state, vec![]));
+    // Nor is it while the guest is stopped.
+    let (state, _) = State::Running(Pausing).step(Input::StopAsked, true);
+    assert_eq!(state.step(TROUBLE, true), (State::Killing, vec![Destroy]));
 }
 
 #[rstest]
 #[case(Pausing, vec![Answer(Err(Refusal::NotRunning))])]
 #[case(Paused, vec![])]
 #[case(Resuming, vec![Answer(Err(Refusal::NotRunning))])]
+#[case(RESETTING_PAUSED, vec![Answer(Err(Refusal::NotRunning))])]
 fn state_a_paused_guest_goes_on_before_it_is_stopped(#[case] motion: Motion, #[case] answer: Vec<Action>) {
     let (state, actions) = State::Running(motion).step(Input::StopAsked, true);
     assert_eq!(state, State::Stopping { paused: true });
     assert_eq!(actions, [answer, vec![Ready(false), Resume, StartGrace]].concat());
     let pressed = (State::Stopping { paused: false }, vec![PowerButton]);
-    // A pause that was on its way is undone as well.
-    let (state, actions) = state.step(Input::Paused("x"), true);
-    assert_eq!((&state, actions), (&State::Stopping { paused: true }, vec![Resume]));
+    // A pause that was on its way goes before the end that it was told to have.
+    let (state, actions) = state.step(Input::Paused(Cause::Plain), true);
+    assert_eq!((&state, actions), (&State::Stopping { paused: true }, vec![]));
     assert_eq!(state.clone().step(Input::Resumed, true), pressed);
     assert_eq!(state.clone().step(Input::CommandFailed("x".into()), true), pressed);
     let (stopping, _) = state.step(Input::Resumed, true);
-    let (killing, _) = stopping.step(Input::Paused("x"), true);
+    let (killing, _) = stopping.step(Input::Paused(Cause::Plain), true);
     assert_eq!(killing, State::Killing, "only the pause that was asked for is undone");
     assert_eq!(
         State::Running(motion).step(Input::StopAsked, false).0,
@@ -159,7 +194,7 @@ fn state_a_paused_guest_goes_on_before_it_is_stopped(#[case] motion: Motion, #[c
 
 #[rstest]
 #[case(Rebooting)]
-#[case(Resetting)]
+#[case(RESETTING)]
 fn state_a_guest_that_moves_is_stopped_at_once(#[case] motion: Motion) {
     let (state, actions) = State::Running(motion).step(Input::StopAsked, true);
     assert_eq!(state, State::Stopping { paused: false });
@@ -207,8 +242,8 @@ fn state_a_stop_that_meets_a_reboot_is_not_lost() {
 
 #[rstest]
 #[case(vec![], Paused, vec![Ready(true)])]
-#[case(vec![Input::Paused("x")], Paused, vec![Ready(true)])]
-#[case(vec![Input::Asked(Request::Unpause), Input::Paused("x"), Input::Resumed], Moving,
+#[case(vec![Input::Paused(Cause::Plain)], Paused, vec![Ready(true)])]
+#[case(vec![Input::Asked(Request::Unpause), Input::Paused(Cause::Plain), Input::Resumed], Moving,
     vec![Ready(true), Resume, Answer(Ok(()))])]
 fn state_a_guest_that_starts_paused_is_ready(
     #[case] then: Vec<Input>,
