@@ -188,7 +188,8 @@ fn processor(domain: &mut Object) {
     }
     let sockets = cpu.get("sockets").and_then(Value::as_u64);
     if let Some(sockets) = sockets {
-        cpu.entry("maxSockets").or_insert(json!(sockets.saturating_mul(HOTPLUG_RATIO)));
+        cpu.entry("maxSockets")
+            .or_insert(json!(sockets.saturating_mul(HOTPLUG_RATIO)));
     }
     absent(cpu, "model", CPU_MODEL);
 }
