@@ -103,6 +103,9 @@ pub struct Memory {
     /// What the guest sees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<Quantity>,
+    /// What there could be after plugging; taken note of only, as a running machine is given none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_guest: Option<Quantity>,
 }
 
 /// Machine type.
@@ -179,6 +182,7 @@ pub struct KernelBoot {
 #[serde(rename_all = "camelCase")]
 pub struct KernelBootContainer {
     /// Image reference.
+    #[serde(default)]
     pub image: String,
     /// Absolute path of the kernel in the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -315,6 +319,9 @@ pub struct DiskTarget {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CdRomTarget {
+    /// Whether its tray is `closed`; nothing else is supported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tray: Option<String>,
     /// `sata` (default), `scsi` or `usb`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
@@ -386,6 +393,7 @@ pub struct Port {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
     /// Number, 1 to 65535.
+    #[serde(default)]
     pub port: i32,
 }
 

@@ -10,9 +10,13 @@ const INLINE_BYTES: usize = 2048;
 /// Checks the source at `at`; `kind` is its field's name.
 pub fn check(report: &mut Report, at: &str, kind: &str, source: &CloudInitSource) {
     let user = [source.user_data.as_deref(), source.user_data_base64.as_deref()];
-    let user_sources = set(user) + usize::from(source.secret_ref.is_some());
+    // One without a name is none.
+    let user_secret = source.secret_ref.as_ref().is_some_and(|secret| !secret.name.is_empty());
+    let network_secret = source.network_data_secret_ref.as_ref();
+    let network_secret = network_secret.is_some_and(|secret| !secret.name.is_empty());
+    let user_sources = set(user) + usize::from(user_secret);
     let network = [source.network_data.as_deref(), source.network_data_base64.as_deref()];
-    let network_sources = set(network) + usize::from(source.network_data_secret_ref.is_some());
+    let network_sources = set(network) + usize::from(network_secret);
     if user_sources > 1 {
         report.invalid(at, format!("{at} must have only one userdatasource set."));
     }

@@ -12,18 +12,24 @@ const MACHINE: &str = "q35";
 const CPU_MODEL: &str = "host-model";
 /// Bus of a disk that names none.
 const BUS: &str = "sata";
-/// Sockets that could be plugged in for each that is there.
+/// How many times what is there could be plugged in.
 const HOTPLUG_RATIO: u64 = 4;
+/// Least memory in bytes that could grow, and what it must be a multiple of.
+const HOTPLUG_LEAST: u64 = 1 << 30;
+const HOTPLUG_BLOCK: u64 = 2 << 20;
 
 type Object = Map<String, Value>;
 
-/// Fills the gaps of a spec. What has another shape than it should is left for validation to tell.
+/// Fills the gaps of an instance's spec. What has another shape than it should is left for validation to tell.
 pub fn fill(spec: &mut Value) {
-    without_empty(spec);
+    network(spec);
+    fill_checked(spec);
+}
+
+/// The same but for the network: what an instance is checked as. Its own default for that is not supported here.
+pub fn fill_checked(spec: &mut Value) {
+    fill_template(spec);
     let Some(spec) = spec.as_object_mut() else { return };
-    absent(spec, "architecture", ARCHITECTURE);
-    absent(spec, "evictionStrategy", "None");
-    images(spec);
     for probe in ["livenessProbe", "readinessProbe"] {
         if let Some(probe) = spec.get_mut(probe).and_then(Value::as_object_mut) {
             for (key, value) in [
@@ -36,15 +42,12 @@ pub fn fill(spec: &mut Value) {
             }
         }
     }
-    network(spec);
     let Some(domain) = object(spec, "domain") else { return };
-    if let Some(machine) = object(domain, "machine") {
-        absent(machine, "type", MACHINE);
-    }
-    requests(domain);
-    memory(domain);
-    processor(domain);
     features(domain);
+    plugging(domain);
+    if let Some(cpu) = object(domain, "cpu") {
+        absent(cpu, "model", CPU_MODEL);
+    }
     if let Some(timers) = domain.get_mut("clock").and_then(|clock| clock.get_mut("timer")) {
         for timer in timers.as_object_mut().into_iter().flat_map(Map::values_mut) {
             if let Some(timer) = timer.as_object_mut() {
@@ -54,6 +57,16 @@ pub fn fill(spec: &mut Value) {
     }
     if let Some(devices) = domain.get_mut("devices").and_then(Value::as_object_mut) {
         disks(devices);
+        for input in devices
+            .get_mut("inputs")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
+            if let Some(input) = input.as_object_mut() {
+                absent(input, "bus", "usb");
+            }
+        }
         if let Some(watchdog) = devices.get_mut("watchdog").and_then(Value::as_object_mut)
             && let Some(device) = object(watchdog, "i6300esb")
         {
@@ -62,12 +75,63 @@ pub fn fill(spec: &mut Value) {
     }
 }
 
-/// Go leaves empty texts out when it writes; only where they are the value itself do they say something.
+/// What a machine's template is checked as: sizes and disks, not yet how the devices are.
+pub fn fill_template(spec: &mut Value) {
+    without_empty(spec);
+    let Some(spec) = spec.as_object_mut() else { return };
+    absent(spec, "architecture", ARCHITECTURE);
+    absent(spec, "evictionStrategy", "None");
+    images(spec);
+    let volumes = names(spec.get("volumes"));
+    let Some(domain) = object(spec, "domain") else { return };
+    if let Some(machine) = object(domain, "machine") {
+        absent(machine, "type", MACHINE);
+    }
+    requests(domain);
+    memory(domain);
+    processor(domain);
+    if let Some(devices) = object(domain, "devices") {
+        let used = [names(devices.get("disks")), names(devices.get("filesystems"))].concat();
+        let unused = volumes.into_iter().filter(|name| !used.contains(name));
+        let unused: Vec<Value> = unused.map(|name| json!({"name": name})).collect();
+        if !unused.is_empty()
+            && let Some(disks) = devices.entry("disks").or_insert_with(|| json!([])).as_array_mut()
+        {
+            disks.extend(unused);
+        }
+    }
+}
+
+/// Names in a list of objects.
+fn names(list: Option<&Value>) -> Vec<Value> {
+    let list = list.and_then(Value::as_array).into_iter().flatten();
+    list.map(|one| one.get("name").cloned().unwrap_or_else(|| json!("")))
+        .collect()
+}
+
+/// Go leaves empty texts and lists out when it writes; only where they are the value itself do they say something.
 fn without_empty(value: &mut Value) {
-    const KEPT: [&str; 5] = ["name", "image", "claimName", "key", "value"];
+    const KEPT: [&str; 13] = [
+        "name",
+        "nodeSelectorTerms",
+        "image",
+        "claimName",
+        "networkName",
+        "key",
+        "value",
+        "topologyKey",
+        "secretName",
+        "timezone",
+        "errorPolicy",
+        "evictionStrategy",
+        "startStrategy",
+    ];
     match value {
         Value::Object(object) => {
-            object.retain(|key, value| KEPT.contains(&key.as_str()) || value.as_str() != Some(""));
+            object.retain(|key, value| {
+                let empty = value.as_str() == Some("") || value.as_array().is_some_and(Vec::is_empty);
+                !empty || KEPT.contains(&key.as_str())
+            });
             object.values_mut().for_each(without_empty);
         }
         Value::Array(list) => list.iter_mut().for_each(without_empty),
@@ -88,9 +152,11 @@ fn absent(parent: &mut Object, key: &str, value: &str) {
     parent.entry(key).or_insert_with(|| json!(value));
 }
 
-/// A number that is missing or, which is the same to Go, 0.
+/// A number that is missing or makes no sense.
 fn number(parent: &mut Object, key: &str, value: i64) {
-    let there = parent.get(key).is_some_and(|found| found.as_i64() != Some(0));
+    let there = parent
+        .get(key)
+        .is_some_and(|found| found.as_i64().is_none_or(|found| found > 0));
     if !there {
         parent.insert(key.to_owned(), json!(value));
     }
@@ -104,6 +170,9 @@ fn images(spec: &mut Object) {
         .into_iter()
         .flatten()
     {
+        if let Some(capacity) = volume.get_mut("emptyDisk").and_then(|disk| disk.get_mut("capacity")) {
+            canonical(capacity);
+        }
         let Some(disk) = volume.get_mut("containerDisk").and_then(Value::as_object_mut) else {
             continue;
         };
@@ -114,7 +183,8 @@ fn images(spec: &mut Object) {
 }
 
 /// An instance that says nothing of networks is on the pod network.
-fn network(spec: &mut Object) {
+fn network(spec: &mut Value) {
+    let Some(spec) = spec.as_object_mut() else { return };
     let none = |list: Option<&Value>| list.and_then(Value::as_array).is_none_or(Vec::is_empty);
     let without = none(spec.get("networks"));
     let Some(devices) = spec.get_mut("domain").and_then(|domain| domain.get_mut("devices")) else {
@@ -129,7 +199,7 @@ fn network(spec: &mut Object) {
     }
 }
 
-/// Requests that are missing follow from limits; all quantities become canonical.
+/// A request of processor time that is missing follows from its limit; all quantities become canonical.
 fn requests(domain: &mut Object) {
     let Some(resources) = object(domain, "resources") else {
         return;
@@ -144,17 +214,14 @@ fn requests(domain: &mut Object) {
             canonical(value);
         }
     }
-    for what in ["cpu", "memory"] {
-        let limit = resources.get("limits").and_then(|limits| limits.get(what)).cloned();
-        let Some(limit) = limit.filter(|limit| !is_zero(limit)) else {
-            continue;
-        };
-        if let Some(requests) = object(resources, "requests")
-            && requests.get(what).is_none_or(is_zero)
-        {
-            requests.insert(what.to_owned(), limit);
-        }
+    let limit = resources.get("limits").and_then(|limits| limits.get("cpu")).cloned();
+    if let Some(limit) = limit.filter(|limit| !is_zero(limit))
+        && let Some(requests) = object(resources, "requests")
+        && requests.get("cpu").is_none_or(is_zero)
+    {
+        requests.insert("cpu".to_owned(), limit);
     }
+    resources.retain(|_, part| part.as_object().is_none_or(|part| !part.is_empty()));
 }
 
 /// The guest's memory follows from what the pod has.
@@ -186,12 +253,23 @@ fn processor(domain: &mut Object) {
             }
         }
     }
-    let sockets = cpu.get("sockets").and_then(Value::as_u64);
-    if let Some(sockets) = sockets {
+}
+
+/// How far processor and memory could grow; nothing here lets them.
+fn plugging(domain: &mut Object) {
+    if let Some(cpu) = object(domain, "cpu")
+        && let Some(sockets) = cpu.get("sockets").and_then(Value::as_u64)
+    {
         cpu.entry("maxSockets")
             .or_insert(json!(sockets.saturating_mul(HOTPLUG_RATIO)));
     }
-    absent(cpu, "model", CPU_MODEL);
+    if let Some(memory) = object(domain, "memory") {
+        let guest = memory.get("guest").map(whole).unwrap_or_default();
+        if guest >= HOTPLUG_LEAST && guest % HOTPLUG_BLOCK == 0 {
+            let most = Quantity(format!("{}Mi", (guest >> 20).saturating_mul(HOTPLUG_RATIO)));
+            memory.entry("maxGuest").or_insert(json!(most.canonical()));
+        }
+    }
 }
 
 /// ACPI unless it is switched off; a feature that is named is on.

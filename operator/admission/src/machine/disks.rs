@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kubernest_crds::kubevirt::v1::{CustomBlockSize, Disk, VirtualMachineInstanceSpec};
 
-use super::check_serial;
+use super::{check_serial, unsupported};
 use crate::{decision::Report, names};
 
 /// Smallest and largest block.
@@ -49,11 +49,14 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
             .unwrap_or_default()
             .iter()
             .find(|volume| volume.name == filesystem.name);
-        if volume.is_some_and(|volume| volume.secret.is_none() && volume.config_map.is_none()) {
-            report.invalid(
+        match volume {
+            Some(volume) if volume.persistent_volume_claim.is_some() => report.invalid(
                 format!("{f}.domain.devices.filesystems"),
                 "virtiofs is not allowed: virtiofs feature gate is not enabled for PVC",
-            );
+            ),
+            // Only what the kubelet keeps as files can be shared.
+            Some(volume) if volume.secret.is_none() && volume.config_map.is_none() => unsupported(report, at),
+            _ => {}
         }
     }
 }
@@ -75,6 +78,10 @@ fn target(report: &mut Report, at: &str, disk: &Disk) {
         (None, Some(target)) => ("cdrom", target.bus.as_deref()),
         (None, None) => return,
     };
+    let tray = disk.cdrom.as_ref().and_then(|cdrom| cdrom.tray.as_deref());
+    if !matches!(tray, None | Some("" | "closed")) {
+        unsupported(report, format!("{at}.cdrom.tray"));
+    }
     let field = format!("{at}.{kind}.bus");
     match bus {
         None | Some("" | "scsi" | "usb") => {}
@@ -116,15 +123,32 @@ fn properties(report: &mut Report, base: &str, at: &str, doubled: &str, disk: &D
         report.invalid(field, message);
     }
     if let Some(custom) = disk.block_size.as_ref().and_then(|size| size.custom.as_ref()) {
-        block_size(report, &format!("{at}.blockSize.custom"), custom);
+        let on_sata = disk
+            .disk
+            .as_ref()
+            .is_some_and(|target| target.bus.as_deref() == Some("sata"))
+            || disk
+                .cdrom
+                .as_ref()
+                .is_some_and(|target| target.bus.as_deref() == Some("sata"));
+        block_size(report, &format!("{at}.blockSize.custom"), custom, on_sata);
     }
 }
 
-fn block_size(report: &mut Report, at: &str, size: &CustomBlockSize) {
+fn block_size(report: &mut Report, at: &str, size: &CustomBlockSize, on_sata: bool) {
     if size.logical > size.physical {
         let message = format!(
             "Logical size {} must be the same or less than the physical size of {}",
             size.logical, size.physical
+        );
+        report.invalid(format!("{at}.logical"), message);
+        return;
+    }
+    // qemu's controllers know no other.
+    if on_sata && u64::from(size.logical) != BLOCK_BYTES[0] {
+        let message = format!(
+            "Logical size {} must be {} for SATA devices",
+            size.logical, BLOCK_BYTES[0]
         );
         report.invalid(format!("{at}.logical"), message);
         return;
@@ -149,13 +173,19 @@ fn boot_order(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     let disks = devices.disks.iter().flatten().enumerate();
     let disks = disks.map(|(index, disk)| (format!("{f}.domain.devices.disks[{index}]"), disk.boot_order));
     let interfaces = devices.interfaces.iter().flatten().enumerate();
-    let interfaces = interfaces.map(|(index, nic)| (format!("{f}.domain.devices.interfaces[{index}]"), nic.boot_order));
+    let interfaces = interfaces.map(|(index, nic)| {
+        // KubeVirt's short path of an order that is too small; clients know it so.
+        let short = format!("{f}[{index}]");
+        (short, format!("{f}.domain.devices.interfaces[{index}]"), nic.boot_order)
+    });
     let mut seen = Vec::new();
-    for (at, order) in disks.chain(interfaces) {
+    let disks = disks.map(|(at, order)| (at.clone(), at, order));
+    for (small, at, order) in disks.chain(interfaces) {
         let Some(order) = order else { continue };
         let field = format!("{at}.bootOrder");
         if order < 1 {
-            report.invalid(field, format!("{at} must have a boot order > 0, if supplied"));
+            let message = format!("{small} must have a boot order > 0, if supplied");
+            report.invalid(format!("{small}.bootOrder"), message);
         } else if seen.contains(&order) {
             let message = format!("Boot order for {field} already set for a different device.");
             report.invalid(field, message);

@@ -2,7 +2,7 @@
 
 use kubernest_crds::kubevirt::v1::{Bootloader, Firmware, KernelBoot, VirtualMachineInstanceSpec};
 
-use super::{check_serial, volumes::path};
+use super::volumes::path;
 use crate::decision::{Report, reasons};
 
 const FEATURE_POLICIES: [&str; 6] = ["", "force", "require", "optional", "disable", "forbid"];
@@ -49,10 +49,6 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
 
 fn check_firmware(report: &mut Report, domain: &str, firmware: &Firmware) {
     let at = format!("{domain}.firmware");
-    if let Some(serial) = firmware.serial.as_deref().filter(|serial| !serial.is_empty()) {
-        let field = format!("{at}.serial");
-        check_serial(report, &field, &field, serial);
-    }
     if let Some(bootloader) = &firmware.bootloader {
         check_bootloader(report, domain, &format!("{at}.bootloader"), bootloader);
     }

@@ -37,6 +37,13 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
                 "Only one interface can be connected to one specific network",
             );
         }
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        if interface.name.is_empty() || !interface.name.bytes().all(allowed) {
+            report.invalid(
+                format!("{at}.name"),
+                "Network interface name can only contain alphabetical characters, numbers, dashes (-) or underscores (_)",
+            );
+        }
         binding(report, &at, interface, network);
         properties(report, &at, interface);
         ports(report, &at, interface);
@@ -87,7 +94,7 @@ fn binding(report: &mut Report, at: &str, interface: &Interface, network: Option
         );
         report.invalid(at, message);
     }
-    if interface.masquerade.is_some() && network.is_some() && !on_pod {
+    if interface.masquerade.is_some() && !on_pod {
         report.invalid(
             format!("{at}.name"),
             "Masquerade interface only implemented with pod network",
@@ -128,8 +135,21 @@ fn properties(report: &mut Report, at: &str, interface: &Interface) {
     }
 }
 
-/// Reads an EUI-48 or longer address of two-digit groups, as Go's net.ParseMAC does for `:` and `-`.
+/// The bytes of hexadecimal digits without anything between.
+fn octets(digits: &str) -> Option<Vec<u8>> {
+    let pairs = digits.as_bytes().chunks(2);
+    let bytes: Option<Vec<u8>> = pairs
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+        .collect();
+    bytes.filter(|bytes| matches!(bytes.len(), 6 | 8 | 20))
+}
+
+/// Reads an EUI-48 or longer address as Go's net.ParseMAC does: two digits between `:` or `-`, four between dots.
 fn mac(text: &str) -> Option<Vec<u8>> {
+    if text.contains('.') {
+        let dotted = text.split('.').all(|group| group.len() == 4);
+        return dotted.then(|| octets(&text.replace('.', ""))).flatten();
+    }
     let separator = if text.contains(':') { ':' } else { '-' };
     let bytes: Option<Vec<u8>> = text
         .split(separator)
@@ -155,6 +175,10 @@ fn ports(report: &mut Report, at: &str, interface: &Interface) {
             report.invalid(format!("{field}.protocol"), "Unknown protocol, only TCP or UDP allowed");
         }
         let name = port.name.as_deref().unwrap_or_default();
+        if !name.is_empty() && !is_port_name(name) {
+            let message = format!("Invalid name of the port: {name}");
+            report.invalid(format!("{field}.name"), message);
+        }
         if !name.is_empty() && ports[..index].iter().any(|other| other.name.as_deref() == Some(name)) {
             report.add(
                 reasons::DUPLICATE,
@@ -163,6 +187,17 @@ fn ports(report: &mut Report, at: &str, interface: &Interface) {
             );
         }
     }
+}
+
+/// IANA_SVC_NAME (RFC 6335), which Kubernetes wants of ports.
+fn is_port_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    name.len() <= 15
+        && name.bytes().all(allowed)
+        && name.bytes().any(|byte| byte.is_ascii_lowercase())
+        && !name.contains("--")
+        && !name.starts_with('-')
+        && !name.ends_with('-')
 }
 
 #[cfg(test)]

@@ -27,7 +27,8 @@ use crate::{
 /// Decides upon a VirtualMachine.
 pub fn decide_virtual_machine(_: &Installation, review: Review<'_>) -> Decision {
     let mut report = Report::default();
-    if let Some(spec) = read::<VirtualMachineSpec>(&mut report, review.object) {
+    let filled = filled(review.object, "/spec/template/spec", defaults::fill_template);
+    if let Some(spec) = read::<VirtualMachineSpec>(&mut report, &filled) {
         strategy(&mut report, &spec);
         instance(&mut report, "spec.template.spec", &spec.template.spec);
     }
@@ -43,14 +44,23 @@ pub fn decide_virtual_machine_instance(_: &Installation, review: Review<'_>) -> 
         }
         return report.decide(kubevirt_style);
     }
-    if let Some(spec) = read::<VirtualMachineInstanceSpec>(&mut report, review.object) {
+    let filled = filled(review.object, "/spec", defaults::fill_checked);
+    if let Some(spec) = read::<VirtualMachineInstanceSpec>(&mut report, &filled) {
         instance(&mut report, "spec", &spec);
-        volumes::check_used(&mut report, "spec", &spec);
     }
     if !review.own_request {
         reserved_labels(&mut report, review.object);
     }
     report.decide(kubevirt_style)
+}
+
+/// The object with its gaps filled: KubeVirt checks what will be, not what was sent.
+fn filled(object: &Value, path: &str, fill: fn(&mut Value)) -> Value {
+    let mut object = object.clone();
+    if let Some(spec) = object.pointer_mut(path) {
+        fill(spec);
+    }
+    object
 }
 
 /// Reads `spec`, reporting unknown fields and values that cannot be read.

@@ -142,17 +142,10 @@ fn memory(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
             ),
         );
     }
-    if let Some(asked) = asked {
-        match asked.value() {
-            Err(error) => report.invalid(&guest, format!("{guest} '{asked}': {error}")),
-            Ok(bytes) if bytes < MEGABYTE => {
-                report.invalid(
-                    &guest,
-                    format!("{guest} '{asked}': must be greater than or equal to 1M."),
-                );
-            }
-            Ok(_) => {}
-        }
+    if let Some(Err(error)) = asked.map(Quantity::value)
+        && let Some(asked) = asked
+    {
+        report.invalid(&guest, format!("{guest} '{asked}': {error}"));
     }
     if let Some(requested) = requested
         && requested.value().is_ok_and(|bytes| bytes > 0 && bytes < MEGABYTE)

@@ -8,12 +8,21 @@ use crate::{
     names,
 };
 
+/// Kubernetes' limits of a pod's DNS settings.
+const NAME_SERVERS: usize = 3;
+const SEARCH_PATHS: usize = 6;
+const SEARCH_CHARACTERS: usize = 256;
 const STRATEGIES: [&str; 3] = ["LiveMigrate", "LiveMigrateIfPossible", "External"];
 
 /// Checks the rest of the spec.
 pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     let text = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
-    if let Some(why) = text(&spec.hostname).as_deref().and_then(names::dns_label) {
+    let hostname = text(&spec.hostname);
+    let why = hostname.as_deref().and_then(|name| match name.contains('.') {
+        true => Some("must not contain dots".to_owned()),
+        false => names::dns_label(name),
+    });
+    if let Some(why) = why {
         let field = format!("{f}.hostname");
         let message = format!("{field} does not conform to the kubernetes DNS_LABEL rules : {why}");
         report.invalid(field, message);
@@ -50,7 +59,7 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     probes(report, f, spec);
     let field = format!("{f}.evictionStrategy");
     match spec.eviction_strategy.as_deref() {
-        None | Some("" | "None") => {}
+        None | Some("None") => {}
         Some(other) if STRATEGIES.contains(&other) => {
             let message = format!("{field}: {other} is not supported");
             report.not_supported(field, message);
@@ -64,11 +73,7 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
             format!("unsupported architecture: {other}"),
         ),
     }
-    if spec.termination_grace_period_seconds.is_some_and(|seconds| seconds < 0) {
-        let field = format!("{f}.terminationGracePeriodSeconds");
-        let message = format!("{field} must be greater than or equal to 0");
-        report.invalid(field, message);
-    }
+    affinity(report, f, spec);
     dns(report, f, spec);
 }
 
@@ -120,6 +125,22 @@ fn probes(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
 fn spread(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     const ACTIONS: [&str; 2] = ["DoNotSchedule", "ScheduleAnyway"];
     let constraints = spec.topology_spread_constraints.iter().flatten();
+    for (index, constraint) in spec.topology_spread_constraints.iter().flatten().enumerate() {
+        let at = format!("{f}.topologySpreadConstraints[{index}]");
+        if constraint.max_skew <= 0 {
+            let field = format!("{at}.maxSkew");
+            let message = format!(
+                "{field}: Invalid value: {}: must be greater than zero",
+                constraint.max_skew
+            );
+            report.invalid(field, message);
+        }
+        if constraint.topology_key.is_empty() {
+            let field = format!("{at}.topologyKey");
+            let message = format!("{field}: Required value: can not be empty");
+            report.add(reasons::REQUIRED, field, message);
+        }
+    }
     for constraint in constraints.filter(|one| !ACTIONS.contains(&one.when_unsatisfiable.as_str())) {
         let field = format!("{f}.topologySpreadConstraints.whenUnsatisfiable");
         let (names, found) = (ACTIONS.join(" "), &constraint.when_unsatisfiable);
@@ -128,6 +149,53 @@ fn spread(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
             "",
             format!("{field} in body should be one of [{names}], not {found}"),
         );
+    }
+}
+
+fn affinity(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
+    let affinity = spec.affinity.as_ref();
+    let node = affinity.and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = node.and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
+    if required.is_some_and(|required| required.node_selector_terms.is_empty()) {
+        let field = format!("{f}.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms");
+        let message = format!("{field}: Required value: must have at least one node selector term");
+        report.add(reasons::REQUIRED, field, message);
+    }
+    let pods = affinity.and_then(|affinity| affinity.pod_affinity.as_ref());
+    let pods = pods.and_then(|pods| pods.preferred_during_scheduling_ignored_during_execution.as_ref());
+    let apart = affinity.and_then(|affinity| affinity.pod_anti_affinity.as_ref());
+    let apart = apart.and_then(|apart| apart.preferred_during_scheduling_ignored_during_execution.as_ref());
+    for (kind, terms) in [("podAffinity", pods), ("podAntiAffinity", apart)] {
+        for (index, term) in terms.into_iter().flatten().enumerate() {
+            if !(1..=100).contains(&term.weight) {
+                let field = format!("{f}.{kind}.preferredDuringSchedulingIgnoredDuringExecution[{index}].weight");
+                let message = format!("{field}: Invalid value: {}: must be in the range 1-100", term.weight);
+                report.invalid(field, message);
+            }
+        }
+    }
+}
+
+fn tolerations(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
+    const OPERATORS: [&str; 2] = ["Equal", "Exists"];
+    const EFFECTS: [&str; 3] = ["NoExecute", "NoSchedule", "PreferNoSchedule"];
+    for toleration in spec.tolerations.iter().flatten() {
+        for (name, value, allowed) in [
+            ("operator", &toleration.operator, &OPERATORS[..]),
+            ("effect", &toleration.effect, &EFFECTS[..]),
+        ] {
+            if value
+                .as_deref()
+                .is_some_and(|value| !value.is_empty() && !allowed.contains(&value))
+            {
+                let names = allowed.join(" ");
+                report.add(
+                    "",
+                    "",
+                    format!("{f}.tolerations.{name} in body should be one of [{names}]"),
+                );
+            }
+        }
     }
 }
 
@@ -165,6 +233,40 @@ fn dns(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
         .filter(|server| server.parse::<std::net::IpAddr>().is_err())
     {
         report.invalid("nameservers", format!("must be valid IP address: {server}"));
+    }
+    let config = spec.dns_config.as_ref();
+    let searches = config.and_then(|config| config.searches.as_deref()).unwrap_or_default();
+    if searches.len() > SEARCH_PATHS {
+        let message = format!("must not have more than {SEARCH_PATHS} search paths");
+        report.invalid("searchDomains", message);
+    }
+    if searches.join(" ").len() > SEARCH_CHARACTERS {
+        let message =
+            format!("must not have more than {SEARCH_CHARACTERS} characters (including spaces) in the search list");
+        report.invalid("searchDomains", message);
+    }
+    for why in searches.iter().filter_map(|search| names::dns_subdomain(search)) {
+        report.invalid("searchDomains", why);
+    }
+    let options = config.and_then(|config| config.options.as_deref()).unwrap_or_default();
+    if options
+        .iter()
+        .any(|option| option.name.as_deref().unwrap_or_default().is_empty())
+    {
+        report.invalid("options", "Option.Name must not be empty");
+    }
+    if servers.len() > NAME_SERVERS {
+        let message = format!(
+            "must not have more than {NAME_SERVERS} nameservers: [{}]",
+            servers.join(" ")
+        );
+        report.invalid("nameservers", message);
+    }
+    tolerations(report, f, spec);
+    if spec.dns_policy.as_deref() == Some("None") && config.is_none() {
+        let message = "must provide `dnsConfig` when `dnsPolicy` is None";
+        report.add(reasons::REQUIRED, format!("{f}.dnsConfig"), message);
+        return;
     }
     if spec.dns_policy.as_deref() == Some("None") && servers.is_empty() {
         report.add(

@@ -5,6 +5,8 @@ use kubernest_crds::kubevirt::v1::{VirtualMachineInstanceSpec, Volume};
 use super::{cloudinit, unsupported};
 use crate::decision::Report;
 
+const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
+
 /// Checks `volumes`.
 pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     let volumes = spec.volumes.as_deref().unwrap_or_default();
@@ -33,25 +35,6 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     }
 }
 
-/// In an instance, not yet in a template, each volume is somebody's.
-pub fn check_used(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
-    let devices = &spec.domain.devices;
-    for (index, volume) in spec.volumes.iter().flatten().enumerate() {
-        let disk = devices.disks.iter().flatten().any(|disk| disk.name == volume.name);
-        let share = devices
-            .filesystems
-            .iter()
-            .flatten()
-            .any(|share| share.name == volume.name);
-        if !disk && !share {
-            // KubeVirt looks for it below the domain; clients know it so.
-            let field = format!("{f}.domain.volumes[{index}].name");
-            let message = format!("{field} '{}' not found.", volume.name);
-            report.invalid(field, message);
-        }
-    }
-}
-
 fn check_source(report: &mut Report, at: &str, volume: &Volume) {
     let sources = [
         volume.container_disk.is_some(),
@@ -69,11 +52,11 @@ fn check_source(report: &mut Report, at: &str, volume: &Volume) {
         report.invalid(at, format!("{at} must have exactly one source type set"));
     }
     if let Some(disk) = &volume.container_disk {
-        if disk.image.is_empty() {
-            report.invalid(
-                format!("{at}.containerDisk"),
-                format!("{at}.containerDisk must have an image set"),
-            );
+        if let Some(policy) = disk.image_pull_policy.as_deref()
+            && !PULL_POLICIES.contains(&policy)
+        {
+            let message = format!("{at}.containerDisk.imagePullPolicy in body should be one of {PULL_POLICIES:?}");
+            report.add("", "", message);
         }
         if let Some(file) = disk.path.as_deref().filter(|path| !path.is_empty()) {
             path(report, &format!("{at}.containerDisk"), file);
@@ -109,8 +92,7 @@ fn check_source(report: &mut Report, at: &str, volume: &Volume) {
     if let Some(disk) = &volume.empty_disk {
         let field = format!("{at}.emptyDisk.capacity");
         match disk.capacity.value() {
-            Ok(bytes) if bytes > 0 => {}
-            Ok(_) => report.invalid(&field, format!("{field} '{}': must be greater than 0.", disk.capacity)),
+            Ok(_) => {}
             Err(error) => report.invalid(&field, format!("{field} '{}': {error}", disk.capacity)),
         }
     }

@@ -71,6 +71,9 @@ fn disk_of(
             if bus == Bus::Virtio {
                 return Err(unsupported(format!("{field}.cdrom.bus")));
             }
+            if !matches!(cdrom.tray.as_deref(), None | Some("" | "closed")) {
+                return Err(unsupported(format!("{field}.cdrom.tray")));
+            }
             if cdrom.read_only == Some(false) {
                 return Err(unsupported(format!("{field}.cdrom.readonly")));
             }

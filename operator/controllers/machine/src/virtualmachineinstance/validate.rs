@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 use kubernest_crds::kubevirt::v1::{
-    Cpu, Interface, Masquerade, Memory, Network, PodNetwork, Port, VirtualMachineInstance, Volume, start_strategy,
+    Cpu, Disk, DiskTarget, Interface, Masquerade, Memory, Network, PodNetwork, Port, VirtualMachineInstance, Volume,
+    start_strategy,
 };
 use kubernest_crds::quantity::Quantity;
 use kubernest_domain::{ClaimedVolume, VolumeMode};
@@ -106,6 +107,7 @@ pub fn validate(
     let guest_bytes = default_memory(&mut instance)?;
     default_network(&mut instance);
     default_topology(&mut instance);
+    default_disks(&mut instance);
     check_volumes(&instance)?;
     check_probes(&instance)?;
     let nics = nics(&instance)?;
@@ -142,6 +144,25 @@ fn bytes(field: &str, quantity: &Quantity) -> Result<u64, Obstacle> {
         .ok()
         .filter(|bytes| *bytes > 0)
         .ok_or_else(|| invalid(field, "must be more than 0"))
+}
+
+/// A disk for each volume that is neither disk nor share (KubeVirt's rule).
+fn default_disks(instance: &mut VirtualMachineInstance) {
+    let devices = &mut instance.spec.domain.devices;
+    let mut used: Vec<&str> = devices.disks.iter().flatten().map(|disk| disk.name.as_str()).collect();
+    used.extend(devices.filesystems.iter().flatten().map(|share| share.name.as_str()));
+    let volumes = instance.spec.volumes.iter().flatten();
+    let unused: Vec<Disk> = volumes
+        .filter(|volume| !used.contains(&volume.name.as_str()))
+        .map(|volume| Disk {
+            name: volume.name.clone(),
+            disk: Some(DiskTarget::default()),
+            ..Disk::default()
+        })
+        .collect();
+    if !unused.is_empty() {
+        devices.disks.get_or_insert_default().extend(unused);
+    }
 }
 
 /// Sockets by the processor time that the pod may have, or asks for, when the user gave no topology (KubeVirt's rule).

@@ -36,6 +36,17 @@ fn validate_fills_in_kubevirts_defaults() {
         "sockets by the limit, rounded up"
     );
 
+    let mut plain = bare.clone();
+    plain.spec.volumes = Some(vec![read(json!({"name": "scratch", "emptyDisk": {"capacity": "1Gi"}}))]);
+    let disks = validate(&plain, &BTreeMap::new())
+        .unwrap()
+        .instance
+        .spec
+        .domain
+        .devices
+        .disks;
+    assert_eq!(disks.unwrap()[0].name, "scratch", "a volume that nobody uses is a disk");
+
     let mut alone = bare;
     alone.spec.domain.devices.autoattach_pod_interface = Some(false);
     assert_eq!(validate(&alone, &BTreeMap::new()).unwrap().nics, []);
