@@ -145,7 +145,7 @@ fn block_size(report: &mut Report, at: &str, size: &CustomBlockSize, on_sata: bo
         return;
     }
     // qemu's controllers know no other.
-    if on_sata && u64::from(size.logical) != BLOCK_BYTES[0] {
+    if on_sata && size.logical != BLOCK_BYTES[0] {
         let message = format!(
             "Logical size {} must be {} for SATA devices",
             size.logical, BLOCK_BYTES[0]
