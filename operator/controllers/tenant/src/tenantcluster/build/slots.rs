@@ -206,6 +206,7 @@ fn instance(valid: &Validated, slot: &Slot) -> kv::VirtualMachineInstanceSpec {
             }),
             memory: Some(kv::Memory {
                 guest: Some(slot.shape.memory.clone()),
+                ..kv::Memory::default()
             }),
             firmware: Some(kv::Firmware {
                 kernel_boot: Some(kernel_boot),
