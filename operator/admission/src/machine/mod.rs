@@ -126,7 +126,7 @@ fn instance(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
 /// Most bytes of a serial number.
 const SERIAL_BYTES: usize = 256;
 
-/// A serial number of a disk or of the machine; `subject` is what KubeVirt's sentence begins with.
+/// A serial number of a disk; `subject` is what KubeVirt's sentence begins with.
 fn check_serial(report: &mut Report, field: &str, subject: &str, serial: &str) {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.+-".contains(&b);
     if !serial.bytes().all(allowed) {

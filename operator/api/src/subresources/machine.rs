@@ -76,30 +76,28 @@ enum Wanted {
 impl Change {
     /// PUT `start`.
     pub fn start(body: &Bytes) -> Result<Self, Failure> {
-        let (options, unknown) = options::<StartOptions>(body)?;
-        Ok(Self {
-            dry_run: lifecycle::is_dry_run(options.dry_run.as_deref())?,
-            wanted: Wanted::Start(options),
-            unknown,
-        })
+        Self::parse(body, |options: &StartOptions| &options.dry_run, Wanted::Start)
     }
 
     /// PUT `stop`.
     pub fn stop(body: &Bytes) -> Result<Self, Failure> {
-        let (options, unknown) = options::<StopOptions>(body)?;
-        Ok(Self {
-            dry_run: lifecycle::is_dry_run(options.dry_run.as_deref())?,
-            wanted: Wanted::Stop(options),
-            unknown,
-        })
+        Self::parse(body, |options: &StopOptions| &options.dry_run, Wanted::Stop)
     }
 
     /// PUT `restart`.
     pub fn restart(body: &Bytes) -> Result<Self, Failure> {
-        let (options, unknown) = options::<RestartOptions>(body)?;
+        Self::parse(body, |options: &RestartOptions| &options.dry_run, Wanted::Restart)
+    }
+
+    fn parse<T: DeserializeOwned + Default>(
+        body: &Bytes,
+        dry_run: fn(&T) -> &Option<Vec<String>>,
+        wanted: fn(T) -> Wanted,
+    ) -> Result<Self, Failure> {
+        let (options, unknown) = options::<T>(body)?;
         Ok(Self {
-            dry_run: lifecycle::is_dry_run(options.dry_run.as_deref())?,
-            wanted: Wanted::Restart(options),
+            dry_run: lifecycle::is_dry_run(dry_run(&options).as_deref())?,
+            wanted: wanted(options),
             unknown,
         })
     }
