@@ -7,7 +7,15 @@ pub mod clock;
 pub mod domain;
 pub mod virtualmachine;
 pub mod virtualmachineinstance;
+pub mod virtualmachineinstancepreset;
 pub mod volume;
+
+/// Plural names of all kinds.
+pub const PLURALS: [&str; 3] = [
+    "virtualmachines",
+    "virtualmachineinstances",
+    "virtualmachineinstancepresets",
+];
 
 /// Version `v1` of the API.
 pub mod v1 {
@@ -15,5 +23,6 @@ pub mod v1 {
     pub use super::domain::*;
     pub use super::virtualmachine::*;
     pub use super::virtualmachineinstance::*;
+    pub use super::virtualmachineinstancepreset::*;
     pub use super::volume::*;
 }

@@ -1,4 +1,5 @@
-//! Admission decisions: what of a TenantCluster, VirtualMachine or VirtualMachineInstance is refused, field by field.
+//! Admission decisions: what of a TenantCluster or of KubeVirt's kinds is refused, field by field, and what a new
+//! instance gets that it does not say itself.
 //!
 //! Pure functions of the object, the object before, and what this installation can do. No client, no clock, no I/O:
 //! whether a StorageClass or Secret exists is the controllers' to find out.
@@ -13,6 +14,7 @@ mod tenantcluster;
 
 pub use addresses::MACHINE_LINK;
 pub use decision::{Cause, Decision, Report, reasons};
+pub use machine::{Mutation, Preset, mutate};
 
 use ipnet::Ipv4Net;
 use serde_json::Value;
@@ -55,7 +57,7 @@ impl Review<'_> {
 /// by chance.
 pub fn defaulted_instance(object: &Value) -> Option<Value> {
     let mut spec = object.get("spec")?.clone();
-    machine::fill_defaults(&mut spec);
+    machine::fill_defaults(&mut spec, machine::BRIDGE);
     Some(spec)
 }
 
@@ -65,6 +67,7 @@ pub fn admit(installation: &Installation, kind: &str, review: Review<'_>) -> Opt
         "TenantCluster" => tenantcluster::decide,
         "VirtualMachine" => machine::decide_virtual_machine,
         "VirtualMachineInstance" => machine::decide_virtual_machine_instance,
+        "VirtualMachineInstancePreset" => machine::decide_preset,
         _ => return None,
     };
     if review.is_moot() {

@@ -190,9 +190,6 @@ const NOT_YET: &[&str] = &[
     "rs-no-template",
     "rs-negative",
     "rs-bad-disk",
-    "preset-no-domain",
-    "preset-bad-disk",
-    "preset-bad-mem",
 ];
 
 /// Where our answer to a case is another than KubeVirt's.

@@ -29,13 +29,17 @@ pub struct Args {
     /// Further names and addresses that the serving certificate is valid for.
     #[arg(long = "san", env = "KUBERNEST_SANS", value_delimiter = ',')]
     pub sans: Vec<String>,
-    /// ValidatingWebhookConfiguration whose caBundle is kept right.
+    /// Validating and MutatingWebhookConfiguration whose caBundle is kept right.
     #[arg(long, env = "KUBERNEST_WEBHOOK_CONFIGURATION", default_value = "kubernest")]
     pub webhook_configuration: String,
     /// APIServices whose caBundle is kept right; those that do not exist are left out.
     #[arg(long = "api-service", env = "KUBERNEST_API_SERVICES", value_delimiter = ',',
           default_values_t = subresources::resources::VERSIONS.map(|version| format!("{version}.{}", subresources::resources::GROUP)))]
     pub api_services: Vec<String>,
+    /// CustomResourceDefinitions whose conversion's caBundle is kept right; those that do not exist are left out.
+    #[arg(long = "definition", env = "KUBERNEST_DEFINITIONS", value_delimiter = ',',
+          default_values_t = kubernest_crds::kubevirt::PLURALS.map(|plural| format!("{plural}.kubevirt.io")))]
+    pub definitions: Vec<String>,
     /// Node images by Kubernetes version, as JSON; the same as the operator's. Only the versions matter here.
     #[arg(long, env = "KUBERNEST_NODE_IMAGES", default_value = "{}", global = true)]
     pub node_images: Versions,

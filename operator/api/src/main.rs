@@ -4,7 +4,10 @@
 
 mod admit;
 mod args;
+mod bundles;
 mod certificate;
+mod convert;
+mod presets;
 mod review;
 mod rotation;
 mod routes;

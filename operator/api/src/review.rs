@@ -2,7 +2,8 @@
 //!
 //! Objects stay raw JSON, so that fields unknown to our types are still there to be refused.
 
-use kubernest_admission::Decision;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use kubernest_admission::{Decision, Mutation};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -77,6 +78,27 @@ pub fn answer(request: &Request, decision: &Decision) -> Value {
             },
         });
     }
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
+}
+
+/// The answer that changes `object`, as JSON patch (RFC 6902).
+pub fn completed(request: &Request, object: &Value, done: &Mutation) -> Value {
+    let mut response = json!({"uid": request.uid, "allowed": true});
+    if !done.warnings.is_empty() {
+        response["warnings"] = json!(done.warnings);
+    }
+    let patch = json_patch::diff(object, &done.object);
+    if !patch.0.is_empty() {
+        response["patchType"] = json!("JSONPatch");
+        response["patch"] = json!(STANDARD.encode(json!(patch).to_string()));
+    }
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
+}
+
+/// The answer that nothing can be made of the object.
+pub fn refused(request: &Request, message: &str) -> Value {
+    let status = json!({"status": "Failure", "code": 422, "reason": "Invalid", "message": message});
+    let response = json!({"uid": request.uid, "allowed": false, "status": status});
     json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
 }
 

@@ -1,4 +1,5 @@
-//! HTTP routes of the webhooks. One handler: what is refused and why is decided by `kubernest-admission`.
+//! HTTP routes of the webhooks. What is refused and why, and what a new object gets, is decided by
+//! `kubernest-admission`.
 
 use std::sync::Arc;
 
@@ -16,7 +17,11 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
 };
 
-use crate::review::{AdmissionReview, answer};
+use crate::{
+    convert,
+    presets::Presets,
+    review::{AdmissionReview, Request, answer, completed, refused},
+};
 
 /// Largest review: etcd takes objects of 1.5 MiB, a review holds the object twice.
 const BODY_BYTES: usize = 8 << 20;
@@ -31,22 +36,44 @@ struct Outcome {
 struct Webhooks {
     installation: Installation,
     namespace: String,
+    presets: Presets,
     reviews: Family<Outcome, Counter>,
 }
 
+impl Webhooks {
+    fn count(&self, request: &Request, allowed: bool) {
+        let outcome = Outcome {
+            kind: request.kind.kind.clone(),
+            operation: request.operation.clone(),
+            allowed: if allowed { "true" } else { "false" },
+        };
+        self.reviews.get_or_create(&outcome).inc();
+    }
+}
+
 /// The routes of the HTTPS port.
-pub fn router(installation: Installation, namespace: String, metrics: &Metrics, readiness: Readiness) -> Router {
+pub fn router(
+    installation: Installation,
+    namespace: String,
+    presets: Presets,
+    metrics: &Metrics,
+    readiness: Readiness,
+) -> Router {
     let reviews = Family::default();
     metrics.register("admission_reviews", "Admission reviews answered", reviews.clone());
     let state = Arc::new(Webhooks {
         installation,
         namespace,
+        presets,
         reviews,
     });
     Router::new()
         .route("/validate/tenantclusters", post(validate))
         .route("/validate/virtualmachines", post(validate))
         .route("/validate/virtualmachineinstances", post(validate))
+        .route("/validate/virtualmachineinstancepresets", post(validate))
+        .route("/mutate/virtualmachineinstances", post(mutate))
+        .route("/convert", post(convert::convert))
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .with_state(state)
         .merge(kubernest_runtime::server::health_routes(readiness))
@@ -74,12 +101,7 @@ async fn validate(State(webhooks): State<Arc<Webhooks>>, Json(review): Json<Admi
         )
             .into_response();
     };
-    let outcome = Outcome {
-        kind: request.kind.kind.clone(),
-        operation: request.operation.clone(),
-        allowed: if decision.allowed() { "true" } else { "false" },
-    };
-    webhooks.reviews.get_or_create(&outcome).inc();
+    webhooks.count(&request, decision.allowed());
     if !decision.allowed() {
         tracing::info!(
             kind = request.kind.kind,
@@ -91,4 +113,22 @@ async fn validate(State(webhooks): State<Arc<Webhooks>>, Json(review): Json<Admi
         );
     }
     Json(answer(&request, &decision)).into_response()
+}
+
+/// Completes a new instance.
+async fn mutate(State(webhooks): State<Arc<Webhooks>>, Json(review): Json<AdmissionReview>) -> Response {
+    let request = review.request;
+    let Some(object) = &request.object else {
+        return (StatusCode::BAD_REQUEST, "there is no object to complete").into_response();
+    };
+    let presets = webhooks.presets.of(&request.namespace, object);
+    let uuid = uuid::Uuid::new_v4().to_string();
+    match kubernest_admission::mutate(object, &presets, &uuid) {
+        Ok(done) => Json(completed(&request, object, &done)).into_response(),
+        Err(message) => {
+            webhooks.count(&request, false);
+            tracing::info!(namespace = request.namespace, name = request.name, message, "refused");
+            Json(refused(&request, &message)).into_response()
+        }
+    }
 }

@@ -8,8 +8,9 @@ use kubernest_runtime::{CancellationToken, Metrics, process::shutdown_token, ser
 
 use crate::{
     args::Args,
+    bundles::Holders,
     certificate::{Serving, service_names},
-    routes, subresources,
+    presets, routes, subresources,
     subresources::{
         peer::PeerAcceptor,
         proxy::{self, Proxy},
@@ -30,6 +31,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let readiness = server::Readiness::default();
     readiness.set(trust::READY, false);
     readiness.set(proxy::READY, false);
+    readiness.set(presets::READY, false);
 
     let serving = Serving::default();
     let mut names = service_names(&args.service, &args.namespace);
@@ -39,8 +41,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             client: client.clone(),
             namespace: args.namespace.clone(),
             names,
-            webhook_configuration: args.webhook_configuration.clone(),
-            api_services: args.api_services.clone(),
+            holders: Holders {
+                webhook_configuration: args.webhook_configuration.clone(),
+                api_services: args.api_services.clone(),
+                definitions: args.definitions.clone(),
+            },
             serving: serving.clone(),
             readiness: readiness.clone(),
         },
@@ -57,8 +62,15 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         shutdown.clone(),
     );
     let believing = tokio::spawn(believing);
-    let router = routes::router(args.installation(), args.namespace.clone(), &metrics, readiness.clone())
-        .merge(subresources::router(client, args.namespace.clone(), proxy, &metrics));
+    let presets = presets::watch(client.clone(), readiness.clone(), shutdown.clone());
+    let router = routes::router(
+        args.installation(),
+        args.namespace.clone(),
+        presets,
+        &metrics,
+        readiness.clone(),
+    )
+    .merge(subresources::router(client, args.namespace.clone(), proxy, &metrics));
     let handle = Handle::new();
     tokio::spawn(stop(handle.clone(), shutdown.clone()));
     tracing::info!(addr = %args.addr, versions = ?args.node_images.0, "serves webhooks and the aggregated API");

@@ -16,9 +16,10 @@ use std::{
 };
 
 use k8s_openapi::api::{
-    admissionregistration::v1::ValidatingWebhookConfiguration,
+    admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
     core::v1::{Namespace, Secret},
 };
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
@@ -51,6 +52,9 @@ impl Setup {
             .create(&PostParams::default(), &configuration(port))
             .await
             .unwrap();
+        let mutating: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+        mutating.create(&PostParams::default(), &mutation(port)).await.unwrap();
+        lead_conversion(&client, port).await;
         let setup = Self {
             api,
             port,
@@ -76,6 +80,18 @@ impl Setup {
         assert!(
             asked.await,
             "the webhook is not asked; kubernest-api said\n{}",
+            setup.api.tail(20)
+        );
+        // Mutation, conversion and validation at once.
+        let probe = manifest(
+            "kind: VirtualMachineInstance\napiVersion: kubevirt.io/v1alpha3\nmetadata: {name: probe}\n\
+             spec: {domain: {devices: {}, memory: {guest: 64Mi}}}",
+        );
+        let converted = wait_until(LIMIT, || async { setup.dry_run(&probe).await.is_ok() });
+        assert!(
+            converted.await,
+            "{:?}; kubernest-api said\n{}",
+            setup.dry_run(&probe).await,
             setup.api.tail(20)
         );
         setup
@@ -163,9 +179,35 @@ fn configuration(port: u16) -> ValidatingWebhookConfiguration {
             webhook("tenantcluster-validator.kubernest.io", "kubernest.io", "v1alpha1", "tenantclusters"),
             webhook("virtualmachine-validator.kubevirt.io", "kubevirt.io", "v1", "virtualmachines"),
             webhook("virtualmachineinstance-validator.kubevirt.io", "kubevirt.io", "v1", "virtualmachineinstances"),
+            webhook("virtualmachineinstancepreset-validator.kubevirt.io", "kubevirt.io", "v1", "virtualmachineinstancepresets"),
         ],
     }))
     .unwrap()
+}
+
+fn mutation(port: u16) -> MutatingWebhookConfiguration {
+    serde_json::from_value(json!({
+        "metadata": {"name": "kubernest"},
+        "webhooks": [{
+            "name": "virtualmachineinstances-mutator.kubevirt.io", "admissionReviewVersions": ["v1"], "sideEffects": "None",
+            "failurePolicy": "Fail", "timeoutSeconds": 5,
+            "clientConfig": {"url": format!("https://127.0.0.1:{port}/mutate/virtualmachineinstances")},
+            "rules": [{"apiGroups": ["kubevirt.io"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["virtualmachineinstances"]}],
+        }],
+    }))
+    .unwrap()
+}
+
+/// Has the CRDs' conversion reached by address.
+async fn lead_conversion(client: &Client, port: u16) {
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let config = json!({"url": format!("https://127.0.0.1:{port}/convert")});
+    let patch = json!([{"op": "replace", "path": "/spec/conversion/webhook/clientConfig", "value": config}]);
+    let patch = Patch::<()>::Json(serde_json::from_value(patch).unwrap());
+    for plural in kubernest_crds::kubevirt::PLURALS {
+        let name = format!("{plural}.kubevirt.io");
+        definitions.patch(&name, &PatchParams::default(), &patch).await.unwrap();
+    }
 }
 
 async fn create(client: &Client, namespace: &Namespace, name: &str) {
@@ -306,4 +348,66 @@ async fn integration_replicas_share_one_ca_and_repair_its_bundle() {
     });
     assert!(asked.await, "the second replica is not trusted");
     assert_ne!(setup.port, port);
+}
+
+#[tokio::test]
+async fn integration_new_instances_are_completed_and_served_in_two_versions() {
+    let setup = Setup::start().await;
+    let preset = |name: &str, label: &str, cores: u32| {
+        manifest(&format!(
+            "kind: VirtualMachineInstancePreset\napiVersion: kubevirt.io/v1\nmetadata: {{name: {name}}}\n\
+             spec: {{selector: {{matchLabels: {{{label}: x}}}}, domain: {{cpu: {{cores: {cores}}}, devices: {{}}}}}}"
+        ))
+    };
+    let instance = |version: &str, name: &str, labels: &str, cpu: &str| {
+        manifest(&format!(
+            "kind: VirtualMachineInstance\napiVersion: kubevirt.io/{version}\n\
+             metadata: {{name: {name}, labels: {{{labels}}}}}\n\
+             spec: {{domain: {{devices: {{}}, {cpu}resources: {{requests: {{memory: 64Mi}}}}}}}}"
+        ))
+    };
+    for (name, label, cores) in [("two", "a", 2), ("three", "b", 3)] {
+        setup.create(&preset(name, label, cores)).await.unwrap();
+    }
+    // kubernest-api learns of presets by watching them.
+    let probe = instance("v1", "probe", "a: x", "");
+    let seen = wait_until(LIMIT, || async {
+        setup.dry_run(&probe).await.unwrap().data["spec"]["domain"]["cpu"]["cores"] == 2
+    });
+    assert!(
+        seen.await,
+        "no preset is applied; kubernest-api said\n{}",
+        setup.api.tail(20)
+    );
+
+    // A user of the former version gets all of it, in that version; it is stored in the current one.
+    let former = setup.create(&instance("v1alpha3", "former", "a: x", "")).await.unwrap();
+    assert_eq!(former.types.as_ref().unwrap().api_version, "kubevirt.io/v1alpha3");
+    let stored = setup.stored(&instance("v1", "former", "", "")).await.unwrap();
+    assert_eq!(stored.data, former.data);
+    assert_eq!(stored.data["spec"]["domain"]["cpu"]["cores"], 2);
+    assert_eq!(stored.data["spec"]["domain"]["memory"]["guest"], "64Mi");
+    assert_eq!(stored.data["spec"]["networks"], json!([{"name": "default", "pod": {}}]));
+    assert!(stored.data["spec"]["domain"]["firmware"]["uuid"].is_string());
+    assert_eq!(stored.finalizers(), ["kubevirt.io/foregroundDeleteVirtualMachine"]);
+    assert_eq!(
+        stored.annotations()["virtualmachinepreset.kubevirt.io/two"],
+        "kubevirt.io/v1"
+    );
+
+    let own = setup
+        .create(&instance("v1", "own", "a: x", "cpu: {cores: 1}, "))
+        .await
+        .unwrap();
+    assert_eq!(own.data["spec"]["domain"]["cpu"]["cores"], 1);
+    assert!(own.annotations()["kubernest.io/preset-conflicts"].starts_with("two: spec.cpu"));
+
+    let both = setup.dry_run(&instance("v1", "both", "a: x, b: x", "")).await;
+    let refused = both.unwrap_err();
+    assert_eq!(refused.code, 422);
+    assert!(
+        refused.message.contains("cannot be applied due to conflicts"),
+        "{}",
+        refused.message
+    );
 }

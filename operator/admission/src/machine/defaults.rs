@@ -20,9 +20,15 @@ const HOTPLUG_BLOCK: u64 = 2 << 20;
 
 type Object = Map<String, Value>;
 
-/// Fills the gaps of an instance's spec. What has another shape than it should is left for validation to tell.
-pub fn fill(spec: &mut Value) {
-    network(spec);
+/// How an instance that says nothing of networks is bound to the pod network: KubeVirt's default.
+pub const BRIDGE: &str = "bridge";
+/// The same, as installations of KubeVirt may choose and as it is here, where nothing but that is supported.
+pub const MASQUERADE: &str = "masquerade";
+
+/// Fills the gaps of an instance's spec; `binding` is its default interface. What has another shape than it should is left
+/// for validation to tell.
+pub fn fill(spec: &mut Value, binding: &str) {
+    network(spec, binding);
     fill_checked(spec);
 }
 
@@ -140,7 +146,7 @@ fn without_empty(value: &mut Value) {
 }
 
 /// The object at `key`, made if there is none; `None` if something else stands there.
-fn object<'a>(parent: &'a mut Object, key: &str) -> Option<&'a mut Object> {
+pub fn object<'a>(parent: &'a mut Object, key: &str) -> Option<&'a mut Object> {
     let value = parent.entry(key).or_insert_with(|| json!({}));
     if value.is_null() {
         *value = json!({});
@@ -171,7 +177,7 @@ fn images(spec: &mut Object) {
         .flatten()
     {
         if let Some(capacity) = volume.get_mut("emptyDisk").and_then(|disk| disk.get_mut("capacity")) {
-            canonical(capacity);
+            *capacity = canonical(capacity);
         }
         let Some(disk) = volume.get_mut("containerDisk").and_then(Value::as_object_mut) else {
             continue;
@@ -183,7 +189,7 @@ fn images(spec: &mut Object) {
 }
 
 /// An instance that says nothing of networks is on the pod network.
-fn network(spec: &mut Value) {
+fn network(spec: &mut Value, binding: &str) {
     let Some(spec) = spec.as_object_mut() else { return };
     let none = |list: Option<&Value>| list.and_then(Value::as_array).is_none_or(Vec::is_empty);
     let without = none(spec.get("networks"));
@@ -194,7 +200,7 @@ fn network(spec: &mut Value) {
         return;
     }
     if let Some(devices) = devices.as_object_mut() {
-        devices.insert("interfaces".to_owned(), json!([{"name": "default", "bridge": {}}]));
+        devices.insert("interfaces".to_owned(), json!([{"name": "default", binding: {}}]));
         spec.insert("networks".to_owned(), json!([{"name": "default", "pod": {}}]));
     }
 }
@@ -211,7 +217,7 @@ fn requests(domain: &mut Object) {
             .into_iter()
             .flat_map(Map::values_mut)
         {
-            canonical(value);
+            *value = canonical(value);
         }
     }
     let limit = resources.get("limits").and_then(|limits| limits.get("cpu")).cloned();
@@ -233,7 +239,7 @@ fn memory(domain: &mut Object) {
     let from_pod = of("requests").or_else(|| of("limits"));
     let Some(memory) = object(domain, "memory") else { return };
     match (memory.get_mut("guest"), from_pod) {
-        (Some(guest), _) => canonical(guest),
+        (Some(guest), _) => *guest = canonical(guest),
         (None, Some(value)) => drop(memory.insert("guest".to_owned(), value)),
         (None, None) => {}
     }
@@ -325,8 +331,7 @@ fn whole(value: &Value) -> u64 {
     value.and_then(|value| u64::try_from(value).ok()).unwrap_or_default()
 }
 
-fn canonical(value: &mut Value) {
-    if let Some(quantity) = quantity(value) {
-        *value = json!(quantity.canonical());
-    }
+/// A quantity as it is written in one way only; another value as it is.
+pub fn canonical(value: &Value) -> Value {
+    quantity(value).map_or_else(|| value.clone(), |quantity| json!(quantity.canonical()))
 }

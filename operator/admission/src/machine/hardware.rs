@@ -47,7 +47,8 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     }
 }
 
-fn check_firmware(report: &mut Report, domain: &str, firmware: &Firmware) {
+/// Checks a firmware below `domain`.
+pub fn check_firmware(report: &mut Report, domain: &str, firmware: &Firmware) {
     let at = format!("{domain}.firmware");
     if let Some(bootloader) = &firmware.bootloader {
         check_bootloader(report, domain, &format!("{at}.bootloader"), bootloader);

@@ -9,12 +9,16 @@ mod defaults;
 mod disks;
 mod hardware;
 mod interfaces;
+mod mutate;
+mod presets;
 mod resources;
 mod settings;
 mod volumes;
 
-pub use defaults::fill as fill_defaults;
+pub use defaults::{BRIDGE, fill as fill_defaults};
 use kubernest_crds::kubevirt::v1::{VirtualMachineInstanceSpec, VirtualMachineSpec, run_strategy};
+pub use mutate::{Mutation, Preset, mutate};
+pub use presets::decide as decide_preset;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 

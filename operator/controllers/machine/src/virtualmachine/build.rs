@@ -42,6 +42,9 @@ pub fn instance(machine: &VirtualMachine, paused: bool) -> Result<VirtualMachine
         ..ObjectMeta::default()
     };
     let mut spec = machine.spec.template.spec.clone();
+    // One that is drawn anew at each start would be another computer to its guest.
+    let firmware = spec.domain.firmware.get_or_insert_default();
+    firmware.uuid = firmware.uuid.take().or_else(|| machine.uid());
     if paused {
         spec.start_strategy = Some(start_strategy::PAUSED.to_owned());
     }

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::DeleteParams;
 use kubernest_crds::kubevirt::v1::{
-    VMI_FINALIZER, VirtualMachineInstance, VirtualMachineInstanceStatus, phase, vmi_conditions,
+    PRESET_CONFLICTS, VMI_FINALIZER, VirtualMachineInstance, VirtualMachineInstanceStatus, phase, vmi_conditions,
 };
 
 use super::dereference::{Observed, belongs};
@@ -148,6 +148,12 @@ async fn tell(before: &VirtualMachineInstance, now: &VirtualMachineInstanceStatu
     let message = ready.and_then(|ready| ready.message.clone()).unwrap_or_default();
     let reason = now.reason.clone().unwrap_or_default();
     let phase = now.phase.as_deref().unwrap_or_default();
+    if phase_of(before).is_empty()
+        && let Some(left_out) = before.annotations().get(PRESET_CONFLICTS)
+    {
+        let note = format!("Presets that contradict the instance were left out: {left_out}");
+        ctx.events.warning(before, "PresetFailed", "ApplyPreset", &note).await;
+    }
     if phase != phase_of(before) {
         tracing::info!(phase, reason, message, "phase");
         match phase {

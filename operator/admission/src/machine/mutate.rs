@@ -1,0 +1,134 @@
+//! What a new VirtualMachineInstance gets that it does not say itself: presets, defaults, the finalizer.
+
+use kubernest_crds::kubevirt::v1::{PRESET_APPLIED, PRESET_CONFLICTS, PRESET_EXCLUDE, VMI_FINALIZER};
+use serde_json::{Map, Value, json};
+
+use super::defaults::{self, MASQUERADE};
+use super::presets;
+
+/// A preset whose selector matches the instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preset {
+    /// Its name.
+    pub name: String,
+    /// Its `spec.domain`.
+    pub domain: Value,
+}
+
+/// An instance as it is stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mutation {
+    /// The object.
+    pub object: Value,
+    /// What its user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Completes a new instance; `uuid` is its firmware's, should it name none. What has another shape than it should is left
+/// for validation to tell.
+///
+/// # Errors
+/// When presets contradict each other: nothing of them can be applied.
+pub fn mutate(instance: &Value, presets: &[Preset], uuid: &str) -> Result<Mutation, String> {
+    let mut object = instance.clone();
+    let mut warnings = Vec::new();
+    let excluded = object
+        .pointer("/metadata/annotations")
+        .and_then(|all| all.get(PRESET_EXCLUDE));
+    if excluded.and_then(Value::as_str) != Some("true")
+        && !presets.is_empty()
+        && let Some(domain) = object.pointer_mut("/spec/domain")
+    {
+        let left_out = presets::apply(domain, presets)?;
+        let applied = presets
+            .iter()
+            .filter(|preset| left_out.iter().all(|(name, _)| *name != preset.name));
+        let mut notes: Map<String, Value> = applied
+            .map(|preset| (format!("{PRESET_APPLIED}{}", preset.name), json!("kubevirt.io/v1")))
+            .collect();
+        warnings.push(presets::DEPRECATED.to_owned());
+        if !left_out.is_empty() {
+            let said: Vec<String> = left_out.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+            let said = said.join("; ");
+            warnings.push(format!("presets that contradict the instance were left out: {said}"));
+            notes.insert(PRESET_CONFLICTS.to_owned(), json!(said));
+        }
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut)
+            && let Some(annotations) = defaults::object(metadata, "annotations")
+        {
+            annotations.append(&mut notes);
+        }
+    }
+    if let Some(spec) = object.get_mut("spec") {
+        defaults::fill(spec, MASQUERADE);
+        let domain = spec.get_mut("domain").and_then(Value::as_object_mut);
+        if let Some(firmware) = domain.and_then(|domain| defaults::object(domain, "firmware")) {
+            firmware.entry("uuid").or_insert_with(|| json!(uuid));
+        }
+    }
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        let finalizers = metadata.entry("finalizers").or_insert_with(|| json!([]));
+        if let Some(finalizers) = finalizers.as_array_mut()
+            && !finalizers.contains(&json!(VMI_FINALIZER))
+        {
+            finalizers.push(json!(VMI_FINALIZER));
+        }
+    }
+    Ok(Mutation { object, warnings })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance() -> Value {
+        json!({
+            "metadata": {"name": "a"},
+            "spec": {"domain": {"devices": {}, "resources": {"requests": {"memory": "64Mi"}}}},
+        })
+    }
+
+    fn cores(cores: u32) -> Preset {
+        Preset {
+            name: "p".to_owned(),
+            domain: json!({"cpu": {"cores": cores}, "devices": {}}),
+        }
+    }
+
+    #[test]
+    fn mutate_completes_an_instance_once() {
+        let first = mutate(&instance(), &[cores(2)], "u").unwrap();
+        let spec = &first.object["spec"];
+        assert_eq!(spec["domain"]["cpu"]["cores"], 2);
+        assert_eq!(spec["domain"]["memory"]["guest"], "64Mi");
+        assert_eq!(spec["domain"]["firmware"]["uuid"], "u");
+        assert_eq!(
+            spec["domain"]["devices"]["interfaces"],
+            json!([{"name": "default", "masquerade": {}}])
+        );
+        assert_eq!(first.object["metadata"]["finalizers"], json!([VMI_FINALIZER]));
+        let annotations = &first.object["metadata"]["annotations"];
+        assert_eq!(annotations["virtualmachinepreset.kubevirt.io/p"], "kubevirt.io/v1");
+        assert_eq!(first.warnings.len(), 1);
+        assert_eq!(mutate(&first.object, &[], "other").unwrap().object, first.object);
+    }
+
+    #[test]
+    fn mutate_tells_of_presets_left_out() {
+        let mut asked = instance();
+        asked["spec"]["domain"]["cpu"] = json!({"cores": 1});
+        let done = mutate(&asked, &[cores(2)], "u").unwrap();
+        assert_eq!(done.object["spec"]["domain"]["cpu"]["cores"], 1);
+        let told = r#"p: spec.cpu: {"cores":2} != {"cores":1}"#;
+        assert_eq!(done.object["metadata"]["annotations"], json!({PRESET_CONFLICTS: told}));
+        assert!(done.warnings[1].ends_with(told), "{:?}", done.warnings);
+    }
+
+    #[test]
+    fn mutate_leaves_those_that_want_no_preset_alone() {
+        let mut asked = instance();
+        asked["metadata"]["annotations"] = json!({PRESET_EXCLUDE: "true"});
+        let done = mutate(&asked, &[cores(2), cores(4)], "u").unwrap();
+        assert_eq!(done.object["metadata"]["annotations"], asked["metadata"]["annotations"]);
+    }
+}
