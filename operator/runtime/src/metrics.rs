@@ -43,6 +43,7 @@ impl MetricConstructor<Histogram> for DurationBuckets {
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
+    foreign: Arc<Mutex<Vec<Registry>>>,
     reconciles: Family<ByController, Counter>,
     errors: Family<ByStep, Counter>,
     durations: Family<ByController, Histogram, DurationBuckets>,
@@ -60,6 +61,7 @@ impl Default for Metrics {
     fn default() -> Self {
         let metrics = Self {
             registry: Arc::new(Mutex::new(Registry::with_prefix("kubernest"))),
+            foreign: Arc::default(),
             reconciles: Family::default(),
             errors: Family::default(),
             durations: Family::new_with_constructor(DurationBuckets),
@@ -109,6 +111,14 @@ impl Metrics {
             .register(name, help, metric);
     }
 
+    /// Adds metrics under names that another project has made known; they start with `<prefix>_`.
+    pub fn foreign(&self, prefix: &str, register: impl FnOnce(&mut Registry)) {
+        let mut registry = Registry::with_prefix(prefix);
+        register(&mut registry);
+        let mut foreign = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+        foreign.push(registry);
+    }
+
     /// The part of one controller.
     pub fn controller(&self, name: &'static str) -> ControllerMetrics {
         let by = ByController { controller: name };
@@ -122,11 +132,14 @@ impl Metrics {
         }
     }
 
-    /// The registry as OpenMetrics text.
+    /// All metrics as OpenMetrics text.
     pub fn encode(&self) -> String {
         let mut buffer = String::new();
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = text::encode(&mut buffer, &registry) {
+        let foreign = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = std::iter::once(&*registry).chain(&*foreign);
+        let encoded = all.try_for_each(|registry| text::encode_registry(&mut buffer, registry));
+        if let Err(error) = encoded.and_then(|()| text::encode_eof(&mut buffer)) {
             tracing::error!(%error, "cannot encode metrics");
         }
         buffer

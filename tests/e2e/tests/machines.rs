@@ -30,6 +30,7 @@ async fn e2e_a_machine_is_used_through_the_api_server() -> Result<()> {
     pause_stops_the_guest(&machine, console).await?;
     reboots(&machine).await?;
     screen_and_ports_are_reached(&machine).await?;
+    usage_is_told(&outer, space).await?;
     console_outlives_the_other_replica(&outer, &machine).await?;
 
     machine.ask("virtualmachines", "restart").await?;
@@ -173,6 +174,21 @@ async fn screen_and_ports_are_reached(machine: &Machine<'_>) -> Result<()> {
     let mut page = machine.stream("portforward/8080", USER).await?;
     page.send(b"GET / HTTP/1.0\r\n\r\n").await?;
     ensure!(page.expect("hello from the guest").await?, "no answer");
+    Ok(())
+}
+
+/// Prometheus gets what the machine uses from its launcher, where the pod's annotations say.
+async fn usage_is_told(outer: &Outer, space: &str) -> Result<()> {
+    let launchers = outer.launchers(space, "vm").await?;
+    let [launcher] = launchers.as_slice() else {
+        anyhow::bail!("one launcher, found {}", launchers.len())
+    };
+    let port = launcher.annotations().get("prometheus.io/port").context("a port")?;
+    let name = launcher.name_any();
+    let path = format!("/api/v1/namespaces/{space}/pods/{name}:{port}/proxy/metrics");
+    let told = outer.kubectl(&["get", "--raw", &path])?;
+    let cpu = r#"kubevirt_vmi_cpu_usage_seconds_total{namespace="org-machines",name="vm"}"#;
+    ensure!(told.contains(cpu), "no {cpu} in {told}");
     Ok(())
 }
 

@@ -209,9 +209,8 @@ fn devices(machine: &Machine) -> Element {
             .attr("model", "virtio-non-transitional");
         devices.push(controller.with(slots.next()));
     }
-    let mut letters = Letters::default();
-    for disk in &machine.disks {
-        devices.push(block(disk, &mut letters, &mut slots));
+    for (disk, target) in machine.disks.iter().zip(disk_targets(&machine.disks)) {
+        devices.push(block(disk, target, &mut slots));
     }
     for share in &machine.shares {
         devices.push(filesystem(share).with(slots.next()));
@@ -271,7 +270,17 @@ fn devices(machine: &Machine) -> Element {
     devices
 }
 
-fn block(disk: &Disk, letters: &mut Letters, slots: &mut Slots) -> Element {
+/// libvirt's names of disks (`vda`, `vdb` …, `sda` …), in the order of the disks.
+pub fn disk_targets(disks: &[Disk]) -> Vec<String> {
+    let mut letters = Letters::default();
+    let target = |disk: &Disk| match disk.bus {
+        Bus::Virtio => letters.next("vd"),
+        Bus::Sata | Bus::Scsi | Bus::Usb => letters.next("sd"),
+    };
+    disks.iter().map(target).collect()
+}
+
+fn block(disk: &Disk, target: String, slots: &mut Slots) -> Element {
     let (kind, source, format) = match &disk.backend {
         Backend::Raw(path) => ("file", el("source").attr("file", path.display()), "raw"),
         Backend::Qcow2(path) => ("file", el("source").attr("file", path.display()), "qcow2"),
@@ -281,11 +290,11 @@ fn block(disk: &Disk, letters: &mut Letters, slots: &mut Slots) -> Element {
         Device::Disk => "disk",
         Device::Cdrom => "cdrom",
     };
-    let (bus, target) = match disk.bus {
-        Bus::Virtio => ("virtio", letters.next("vd")),
-        Bus::Sata => ("sata", letters.next("sd")),
-        Bus::Scsi => ("scsi", letters.next("sd")),
-        Bus::Usb => ("usb", letters.next("sd")),
+    let bus = match disk.bus {
+        Bus::Virtio => "virtio",
+        Bus::Sata => "sata",
+        Bus::Scsi => "scsi",
+        Bus::Usb => "usb",
     };
     let mut driver = el("driver").attr("name", "qemu").attr("type", format);
     if let Some(cache) = &disk.cache {

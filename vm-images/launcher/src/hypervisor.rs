@@ -48,6 +48,15 @@ pub enum HypervisorError {
     /// Destruction.
     #[error("destroying the domain")]
     Destroy(#[source] virt::error::Error),
+    /// Figures.
+    #[error("reading what {of} has used")]
+    Usage {
+        /// The domain or a device of it.
+        of: String,
+        /// What libvirt said.
+        #[source]
+        source: virt::error::Error,
+    },
 }
 
 /// Starts libvirt's event loop; once per process, before the first connection.
@@ -170,10 +179,56 @@ impl Guest {
         self.domain.reset().map(drop).map_err(HypervisorError::Reset)
     }
 
+    /// What the domain has used so far, with its disks and network cards by libvirt's names.
+    pub fn usage(&self, disks: &[String], nics: &[String]) -> Result<Usage, HypervisorError> {
+        let failed = |of: &str| {
+            let of = of.to_owned();
+            move |source| HypervisorError::Usage { of, source }
+        };
+        let info = self.domain.get_info().map_err(failed("the domain"))?;
+        let memory = self.domain.memory_stats(0).map_err(failed("the domain"))?;
+        let resident = memory
+            .iter()
+            .find(|one| one.tag == virt_sys::VIR_DOMAIN_MEMORY_STAT_RSS);
+        let disk = |name: &String| {
+            let stats = self.domain.get_block_stats(name).map_err(failed(name))?;
+            // Negative where libvirt does not know.
+            Ok([stats.rd_bytes, stats.wr_bytes, stats.rd_req, stats.wr_req].map(i64::unsigned_abs))
+        };
+        let nic = |name: &String| {
+            let stats = self.domain.interface_stats(name).map_err(failed(name))?;
+            let received = [stats.rx_bytes, stats.rx_packets, stats.rx_errs, stats.rx_drop];
+            let transmitted = [stats.tx_bytes, stats.tx_packets, stats.tx_errs, stats.tx_drop];
+            Ok([received, transmitted].map(|all| all.map(i64::unsigned_abs)))
+        };
+        Ok(Usage {
+            cpu_nanoseconds: info.cpu_time,
+            memory_kib: info.memory,
+            resident_kib: resident.map_or(0, |resident| resident.val),
+            disks: disks.iter().map(disk).collect::<Result<_, _>>()?,
+            nics: nics.iter().map(nic).collect::<Result<_, _>>()?,
+        })
+    }
+
     /// Ends qemu: SIGTERM, so that it flushes its disks, then SIGKILL.
     pub fn destroy(&self) -> Result<(), HypervisorError> {
         self.domain.destroy().map_err(HypervisorError::Destroy)
     }
+}
+
+/// What a domain has used since it was created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time of qemu.
+    pub cpu_nanoseconds: u64,
+    /// Memory that the guest has.
+    pub memory_kib: u64,
+    /// Memory that qemu has touched.
+    pub resident_kib: u64,
+    /// Of each disk: bytes read and written, requests to read and to write.
+    pub disks: Vec<[u64; 4]>,
+    /// Of each network card what the guest received, then what it transmitted: bytes, packets, errors, drops.
+    pub nics: Vec<[[u64; 4]; 2]>,
 }
 
 /// Frees what [`Hypervisor::subscribe`] gave away.

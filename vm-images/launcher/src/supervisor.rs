@@ -15,19 +15,19 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use self::owner::Owner;
-use self::queue::Queue;
 use crate::console::Console;
 use crate::control::{self, Backend, Command, Screen};
 use crate::dhcp::server as dhcp;
 use crate::helper::Helper;
 use crate::hypervisor::{self, Guest, HypervisorError};
 use crate::listen::listen;
+use crate::meter::Meter;
+use crate::queue::Queue;
 use crate::seat::Seat;
 use crate::state::Input;
 use crate::{Args, LaunchError, daemon, failed, health, prepare, shares};
 
 mod owner;
-mod queue;
 
 /// How long the rest of the serial console may take to arrive once qemu is gone.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -116,7 +116,9 @@ struct Running {
 }
 
 async fn start(args: &Args, machine: &Machine, ready: watch::Receiver<bool>) -> Result<Running, LaunchError> {
-    health::serve(listen(args.health_port).await.map_err(LaunchError::Health)?, ready);
+    let meter = Meter::new(machine);
+    let listener = listen(args.health_port).await.map_err(LaunchError::Health)?;
+    health::serve(listener, ready, meter.clone());
     hypervisor::start_event_loop()?;
     let console = match machine.serial_console {
         true => Some(Console::listen(Path::new(xml::SERIAL_SOCKET)).map_err(LaunchError::Console)?),
@@ -155,6 +157,7 @@ async fn start(args: &Args, machine: &Machine, ready: watch::Receiver<bool>) -> 
     let (xml, paused) = (xml::domain(machine), machine.start_paused);
     tracing::debug!(xml, "domain");
     let guest = blocking(move || hypervisor.create(&xml, paused)).await?;
+    meter.attach(guest.clone()).map_err(HypervisorError::Thread)?;
     let queue = |name, guest| Queue::start(name, guest).map_err(HypervisorError::Thread);
     Ok(Running {
         end: queue("libvirt-end", guest.clone())?,

@@ -106,6 +106,25 @@ fn launcher_is_ready_then_stops_as_asked() {
     pod.says("guest: up");
     assert!(pod.health("/livez").contains("200"), "{}", pod.health("/livez"));
     assert!(pod.health("/readyz").contains("200"), "{}", pod.health("/readyz"));
+    let metrics = pod.ask("/metrics");
+    let figure = |series: &str| -> f64 {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(series));
+        line.unwrap_or_else(|| panic!("no {series} in\n{metrics}"))
+            .trim()
+            .parse()
+            .unwrap()
+    };
+    let machine = r#"namespace="org-a",name="vm-a""#;
+    assert!(figure(&format!("kubevirt_vmi_cpu_usage_seconds_total{{{machine}}}")) > 0.0);
+    assert!(figure(&format!("kubevirt_vmi_memory_resident_bytes{{{machine}}}")) > 1e6);
+    assert!(
+        figure(&format!(
+            r#"kubevirt_vmi_storage_read_traffic_bytes_total{{{machine},drive="root"}}"#
+        )) > 0.0
+    );
+    figure(&format!(
+        r#"kubevirt_vmi_network_transmit_packets_total{{{machine},interface="default"}}"#
+    ));
     pod.says("guest: ready");
     kill(pod.init().unwrap(), Signal::SIGTERM).unwrap();
     let (code, termination) = pod.end();

@@ -7,6 +7,7 @@
 
 mod conditions;
 mod freshness;
+mod metrics;
 mod names;
 mod stores;
 mod trust;
@@ -24,6 +25,7 @@ use kubernest_runtime::{Applier, CancellationToken, Metrics, Settings, events::R
 use tokio::task::JoinSet;
 
 use crate::freshness::Freshness;
+use crate::metrics::Figures;
 use crate::stores::Stores;
 use crate::trust::Trust;
 
@@ -67,6 +69,7 @@ pub(crate) struct Context {
     pub(crate) stores: Stores,
     pub(crate) fresh: Freshness,
     pub(crate) trust: Trust,
+    pub(crate) figures: Figures,
     pub(crate) options: Options,
 }
 
@@ -82,6 +85,7 @@ pub async fn run(client: Client, namespace: &str, options: Options, metrics: Met
         stores: stores.clone(),
         fresh: Freshness::default(),
         trust: trust.clone(),
+        figures: Figures::register(&metrics, stores.machines.clone(), stores.instances.clone()),
         options,
     });
     // Aborted when dropped, so that ending this future ends everything.

@@ -8,9 +8,9 @@ use kubernest_domain::machine::Machine;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, Interval, interval_at, sleep_until};
 
-use super::queue::Queue;
 use super::{Running, Signals};
 use crate::hypervisor::{Guest, HypervisorError};
+use crate::queue::Queue;
 use crate::state::{Action, Ending, Gone, Input, Refusal, State};
 
 /// Time between two presses of the power button: a kernel that boots misses the first.

@@ -188,9 +188,14 @@ impl Pod {
 
     /// Status line of a GET of the health server; nothing while there is none.
     pub fn health(&self, path: &str) -> String {
+        let answer = self.ask(path);
+        answer.lines().next().unwrap_or_default().to_owned()
+    }
+
+    /// Answer to a GET of the health server; nothing while there is none.
+    pub fn ask(&self, path: &str) -> String {
         let Some(init) = self.init() else { return String::new() };
-        let ask =
-            format!("exec 3<>/dev/tcp/127.0.0.1/49080; printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' >&3; head -n 1 <&3");
+        let ask = format!("exec 3<>/dev/tcp/127.0.0.1/49080; printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3");
         let asked = Command::new("nsenter")
             .args(["-n", "-t", &init.to_string(), "bash", "-c", &ask])
             .output();

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::DeleteParams;
@@ -156,6 +157,7 @@ async fn tell(before: &VirtualMachineInstance, now: &VirtualMachineInstanceStatu
     }
     if phase != phase_of(before) {
         tracing::info!(phase, reason, message, "phase");
+        ctx.figures.reached(before, phase, Timestamp::now());
         match phase {
             phase::RUNNING => ctx.events.normal(before, "Started", "Start", "The guest runs").await,
             phase::SUCCEEDED => ctx.events.normal(before, &reason, "Stop", &message).await,

@@ -138,7 +138,12 @@ fn metadata(machine: &Machine) -> ObjectMeta {
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned())),
     );
-    let mut annotations = BTreeMap::from([(labels::DOMAIN.to_owned(), name.clone())]);
+    // The launcher tells Prometheus what the machine uses; where it is scraped by annotations, as here.
+    let mut annotations = BTreeMap::from([
+        (labels::DOMAIN.to_owned(), name.clone()),
+        ("prometheus.io/scrape".to_owned(), "true".to_owned()),
+        ("prometheus.io/port".to_owned(), paths::HEALTH_PORT.to_string()),
+    ]);
     annotations.extend(networks::annotation(&machine.nics).map(|value| (networks::ANNOTATION.to_owned(), value)));
     ObjectMeta {
         name: Some(names::launcher_pod(&name, &uid)),

@@ -10,13 +10,13 @@ use std::thread;
 type Call<T> = Box<dyn FnOnce(&T) + Send>;
 
 /// Calls that wait for their turn, or for the one that is under way.
-pub(super) struct Queue<T> {
+pub(crate) struct Queue<T> {
     calls: Sender<Call<T>>,
 }
 
 impl<T: Send + 'static> Queue<T> {
     /// Starts the thread; it ends after the last call once the queue is dropped.
-    pub(super) fn start(name: &str, callee: T) -> io::Result<Self> {
+    pub(crate) fn start(name: &str, callee: T) -> io::Result<Self> {
         let (sender, calls) = channel::<Call<T>>();
         let run = move || calls.into_iter().for_each(|call| call(&callee));
         thread::Builder::new().name(name.into()).spawn(run)?;
@@ -24,7 +24,7 @@ impl<T: Send + 'static> Queue<T> {
     }
 
     /// Has a call made after all before it; returns at once.
-    pub(super) fn call(&self, call: impl FnOnce(&T) + Send + 'static) {
+    pub(crate) fn call(&self, call: impl FnOnce(&T) + Send + 'static) {
         // The thread lives as long as `self`.
         let _ = self.calls.send(Box::new(call));
     }
