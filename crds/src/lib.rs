@@ -11,10 +11,12 @@ pub mod labels;
 mod networkallocation;
 pub mod quantity;
 mod schema;
+mod selector;
 mod tenantcluster;
 
 pub use networkallocation::{AllocationOwner, NetworkAllocation, NetworkAllocationSpec};
 pub use schema::{all_crds, keep_unknown_fields};
+pub use selector::{Selector, SelectorError};
 pub use tenantcluster::{
     Access, CONTROL_PLANE_POOL, Certificate, Cni, ControlPlane, IngressRoute, Issuer, NodePool, Phase, Pki, Slot,
     SlotRole, Storage, TENANT_FINALIZER, Taint, TaintEffect, TenantCluster, TenantClusterSpec, TenantClusterStatus,

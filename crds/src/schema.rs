@@ -31,6 +31,12 @@ pub fn all_crds() -> Vec<(&'static str, CustomResourceDefinition)> {
                 crate::kubevirt::v1::VirtualMachineInstancePreset::crd(),
             )),
         ),
+        (
+            "kubevirt.io_virtualmachineinstancereplicasets",
+            with_former_version(keep_unknown_fields(
+                crate::kubevirt::v1::VirtualMachineInstanceReplicaSet::crd(),
+            )),
+        ),
     ]
 }
 

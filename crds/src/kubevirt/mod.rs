@@ -8,13 +8,15 @@ pub mod domain;
 pub mod virtualmachine;
 pub mod virtualmachineinstance;
 pub mod virtualmachineinstancepreset;
+pub mod virtualmachineinstancereplicaset;
 pub mod volume;
 
 /// Plural names of all kinds.
-pub const PLURALS: [&str; 3] = [
+pub const PLURALS: [&str; 4] = [
     "virtualmachines",
     "virtualmachineinstances",
     "virtualmachineinstancepresets",
+    "virtualmachineinstancereplicasets",
 ];
 
 /// Version `v1` of the API.
@@ -24,5 +26,6 @@ pub mod v1 {
     pub use super::virtualmachine::*;
     pub use super::virtualmachineinstance::*;
     pub use super::virtualmachineinstancepreset::*;
+    pub use super::virtualmachineinstancereplicaset::*;
     pub use super::volume::*;
 }

@@ -68,6 +68,7 @@ pub fn admit(installation: &Installation, kind: &str, review: Review<'_>) -> Opt
         "VirtualMachine" => machine::decide_virtual_machine,
         "VirtualMachineInstance" => machine::decide_virtual_machine_instance,
         "VirtualMachineInstancePreset" => machine::decide_preset,
+        "VirtualMachineInstanceReplicaSet" => machine::decide_replica_set,
         _ => return None,
     };
     if review.is_moot() {

@@ -186,10 +186,6 @@ const NOT_YET: &[&str] = &[
     "vmnetworkcidr-ok",
     "probe-exec",
     "probe-guestping",
-    "rs-selector-mismatch",
-    "rs-no-template",
-    "rs-negative",
-    "rs-bad-disk",
 ];
 
 /// Where our answer to a case is another than KubeVirt's.

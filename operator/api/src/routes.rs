@@ -74,6 +74,7 @@ pub fn router(
         .route("/validate/virtualmachineinstancepresets", post(validate))
         .route("/mutate/virtualmachineinstances", post(mutate))
         .route("/convert", post(convert::convert))
+        .route("/validate/virtualmachineinstancereplicasets", post(validate))
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .with_state(state)
         .merge(kubernest_runtime::server::health_routes(readiness))

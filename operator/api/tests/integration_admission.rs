@@ -180,6 +180,7 @@ fn configuration(port: u16) -> ValidatingWebhookConfiguration {
             webhook("virtualmachine-validator.kubevirt.io", "kubevirt.io", "v1", "virtualmachines"),
             webhook("virtualmachineinstance-validator.kubevirt.io", "kubevirt.io", "v1", "virtualmachineinstances"),
             webhook("virtualmachineinstancepreset-validator.kubevirt.io", "kubevirt.io", "v1", "virtualmachineinstancepresets"),
+            webhook("virtualmachinereplicaset-validator.kubevirt.io", "kubevirt.io", "v1", "virtualmachineinstancereplicasets"),
         ],
     }))
     .unwrap()

@@ -1,4 +1,4 @@
-//! Rules of VirtualMachine and VirtualMachineInstance, in KubeVirt's words (fields and sentences as KubeVirt 1.9 answers
+//! Rules of VirtualMachine, VirtualMachineInstance and its replica set, in KubeVirt's words (fields and sentences as KubeVirt 1.9 answers
 //! them), one file a concern. What of KubeVirt's API is not supported is refused by path: `F: not supported`.
 //!
 //! Only what the types of `kubernest-crds` know is checked further.
@@ -11,6 +11,7 @@ mod hardware;
 mod interfaces;
 mod mutate;
 mod presets;
+mod replicas;
 mod resources;
 mod settings;
 mod volumes;
@@ -19,6 +20,7 @@ pub use defaults::{BRIDGE, fill as fill_defaults};
 use kubernest_crds::kubevirt::v1::{VirtualMachineInstanceSpec, VirtualMachineSpec, run_strategy};
 pub use mutate::{Mutation, Preset, mutate};
 pub use presets::decide as decide_preset;
+pub use replicas::decide as decide_replica_set;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
