@@ -1,7 +1,8 @@
 //! The machine half of Kubernest: `VirtualMachine` → `VirtualMachineInstance` → launcher pod.
 //!
-//! Two controllers on one set of watches ([`stores`]). A VirtualMachine keeps an instance in being as its run strategy
-//! says; an instance is one run and owns at most one launcher pod, whose state it reports. Decisions are pure functions
+//! Three controllers on one set of watches ([`stores`]). A VirtualMachine keeps an instance in being as its run strategy
+//! says, a replica set as many as it is asked for; an instance is one run and owns at most one launcher pod, whose state it
+//! reports. Decisions are pure functions
 //! (`validate`, `build`, `status`); what writes stands in `apply`. Each launcher gets a certificate of one CA ([`trust`]).
 //! Deliberately not here: tenant clusters, the inside of a launcher, admission.
 
@@ -13,6 +14,7 @@ mod stores;
 mod trust;
 mod virtualmachine;
 mod virtualmachineinstance;
+mod virtualmachineinstancereplicaset;
 mod write;
 
 use std::sync::Arc;
@@ -61,7 +63,7 @@ pub enum Emulation {
     Never,
 }
 
-/// What both controllers share.
+/// What the controllers share.
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) applier: Applier,
@@ -73,7 +75,7 @@ pub(crate) struct Context {
     pub(crate) options: Options,
 }
 
-/// Runs both controllers until `shutdown`; `namespace` is where Kubernest itself runs, and keeps its Secrets.
+/// Runs the controllers until `shutdown`; `namespace` is where Kubernest itself runs, and keeps its Secrets.
 pub async fn run(client: Client, namespace: &str, options: Options, metrics: Metrics, shutdown: CancellationToken) {
     let (stores, queues, watches) = Stores::open(&client);
     let applier = Applier::new(client.clone(), MANAGER);
@@ -109,6 +111,13 @@ pub async fn run(client: Client, namespace: &str, options: Options, metrics: Met
         queues.machines,
         settings("virtualmachine"),
         virtualmachine::reconcile,
+        context.clone(),
+    ));
+    controllers.spawn(run_queue(
+        stores.replica_sets.clone(),
+        queues.replica_sets,
+        settings("virtualmachineinstancereplicaset"),
+        virtualmachineinstancereplicaset::reconcile,
         context.clone(),
     ));
     controllers.spawn(run_queue(

@@ -4,7 +4,7 @@
 
 use sha2::{Digest, Sha256};
 
-/// Field manager, event reporter and metrics prefix of both controllers.
+/// Field manager, event reporter and metrics prefix of the controllers.
 pub const MANAGER: &str = "kubernest-machine";
 /// Annotation of an instance: generation of the VirtualMachine that it was made from (KubeVirt's name).
 pub const ANNOTATION_VM_GENERATION: &str = "kubevirt.io/vm-generation";

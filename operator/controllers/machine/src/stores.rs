@@ -1,4 +1,4 @@
-//! What the machine controllers watch: one watch and one cache per kind, shared by both controllers, and which object's
+//! What the machine controllers watch: one watch and one cache per kind, shared by the controllers, and which object's
 //! reconcile an event triggers.
 //!
 //! Only what decisions need is kept in memory: pods by the launcher label, without their volumes and environment; claims
@@ -21,21 +21,25 @@ use kube::runtime::reflector::{ObjectRef, Store, store::Writer};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, reflector};
 use kube::{Api, Client, Resource, ResourceExt};
-use kubernest_crds::kubevirt::v1::{VirtualMachine, VirtualMachineInstance};
+use kubernest_crds::kubevirt::v1::{VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceReplicaSet};
 use serde::de::DeserializeOwned;
 
 use kubernest_crds::labels;
+
+use crate::virtualmachineinstancereplicaset as replicas;
 
 /// Taint by which somebody declares that a machine is surely off (KEP-2268).
 const TAINT_OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 /// Taint of a node whose kubelet stopped answering (Kubernetes' node lifecycle controller).
 const TAINT_UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 
-/// The caches both controllers read.
+/// The caches the controllers read.
 #[derive(Clone)]
 pub struct Stores {
     /// All VirtualMachines.
     pub machines: Store<VirtualMachine>,
+    /// All VirtualMachineInstanceReplicaSets.
+    pub replica_sets: Store<VirtualMachineInstanceReplicaSet>,
     /// All VirtualMachineInstances.
     pub instances: Store<VirtualMachineInstance>,
     /// Launcher pods, without volumes and environment.
@@ -50,6 +54,8 @@ pub struct Stores {
 pub struct Queues {
     /// VirtualMachines to reconcile.
     pub machines: UnboundedReceiver<ObjectRef<VirtualMachine>>,
+    /// VirtualMachineInstanceReplicaSets to reconcile.
+    pub replica_sets: UnboundedReceiver<ObjectRef<VirtualMachineInstanceReplicaSet>>,
     /// VirtualMachineInstances to reconcile.
     pub instances: UnboundedReceiver<ObjectRef<VirtualMachineInstance>>,
 }
@@ -58,14 +64,17 @@ impl Stores {
     /// Opens the watches. The returned future drives them and ends never; dropping it closes them.
     pub fn open(client: &Client) -> (Stores, Queues, BoxFuture<'static, ()>) {
         let (machine_queue, machines_to_do) = unbounded();
+        let (set_queue, sets_to_do) = unbounded();
         let (instance_queue, instances_to_do) = unbounded();
         let (machines, machine_writer) = reflector::store();
+        let (replica_sets, set_writer) = reflector::store();
         let (instances, instance_writer) = reflector::store();
         let (pods, pod_writer) = reflector::store();
         let (claims, claim_writer) = reflector::store();
         let (nodes, node_writer) = reflector::store();
         let stores = Stores {
             machines,
+            replica_sets,
             instances,
             pods,
             claims,
@@ -73,9 +82,19 @@ impl Stores {
         };
         let touch = Touch {
             machines: machine_queue,
+            replica_sets: set_queue,
             instances: instance_queue,
             known: stores.instances.clone(),
+            known_sets: stores.replica_sets.clone(),
         };
+        let on_set = touch.clone();
+        let drive_sets = reflect(
+            client.clone(),
+            watcher::Config::default(),
+            set_writer,
+            prune_metadata,
+            move |old, new| on_set.replica_set(old, new),
+        );
         let (on_machine, on_instance, on_pod, on_claim) = (touch.clone(), touch.clone(), touch.clone(), touch.clone());
         let everything = watcher::Config::default();
         let launchers = format!("{}={}", labels::LAUNCHER_APP, labels::LAUNCHER_APP_VALUE);
@@ -113,8 +132,10 @@ impl Stores {
         );
         let queues = Queues {
             machines: machines_to_do,
+            replica_sets: sets_to_do,
             instances: instances_to_do,
         };
+        let drive = futures::future::join(drive, drive_sets);
         (stores, queues, drive.map(|_| ()).boxed())
     }
 
@@ -124,6 +145,7 @@ impl Stores {
     /// When a watch was dropped before that, that is on shutdown.
     pub async fn wait_until_ready(&self) -> Result<(), reflector::store::WriterDropped> {
         self.machines.wait_until_ready().await?;
+        self.replica_sets.wait_until_ready().await?;
         self.instances.wait_until_ready().await?;
         self.pods.wait_until_ready().await?;
         self.claims.wait_until_ready().await?;
@@ -135,14 +157,20 @@ impl Stores {
 #[derive(Clone)]
 struct Touch {
     machines: UnboundedSender<ObjectRef<VirtualMachine>>,
+    replica_sets: UnboundedSender<ObjectRef<VirtualMachineInstanceReplicaSet>>,
     instances: UnboundedSender<ObjectRef<VirtualMachineInstance>>,
     known: Store<VirtualMachineInstance>,
+    known_sets: Store<VirtualMachineInstanceReplicaSet>,
 }
 
 impl Touch {
     // A closed queue means that its controller has ended, which the watches need not care about.
     fn queue_machine(&self, reference: ObjectRef<VirtualMachine>) {
         let _ = self.machines.unbounded_send(reference);
+    }
+
+    fn queue_set(&self, reference: ObjectRef<VirtualMachineInstanceReplicaSet>) {
+        let _ = self.replica_sets.unbounded_send(reference);
     }
 
     fn queue_instance(&self, reference: ObjectRef<VirtualMachineInstance>) {
@@ -167,6 +195,33 @@ impl Touch {
         let mut machine = ObjectRef::new(&instance.name_any());
         machine.namespace = instance.namespace();
         self.queue_machine(machine);
+        if old.map(replicas::standing) != new.map(replicas::standing) {
+            old.into_iter().chain(new).for_each(|instance| self.sets_of(instance));
+        }
+    }
+
+    fn replica_set(
+        &self,
+        old: Option<&VirtualMachineInstanceReplicaSet>,
+        new: Option<&VirtualMachineInstanceReplicaSet>,
+    ) {
+        let Some(set) = new.or(old) else { return };
+        self.queue_set(ObjectRef::from_obj(set));
+    }
+
+    /// An instance matters to the set that it is of, or to those that may take it.
+    fn sets_of(&self, instance: &VirtualMachineInstance) {
+        match replicas::controller(instance) {
+            Some(owner) => {
+                let set = ObjectRef::from_owner_ref(instance.namespace().as_deref(), owner, ());
+                set.into_iter().for_each(|set| self.queue_set(set));
+            }
+            None => {
+                let sets = self.known_sets.state().into_iter();
+                let sets = sets.filter(|set| replicas::wants(set, instance));
+                sets.for_each(|set| self.queue_set(ObjectRef::from_obj(&*set)));
+            }
+        }
     }
 
     fn pod(&self, old: Option<&Pod>, new: Option<&Pod>) {

@@ -1,12 +1,13 @@
 //! The machine controllers against a real API server: stories of a machine's life, told through its objects.
 //!
-//! One process for all, since starting an API server costs more than any story. Each story has a namespace, on which Pod
+//! One process for all of machines and one for all of replica sets, since starting an API server costs more than any story. Each story has a namespace, on which Pod
 //! Security `restricted` is enforced, and controllers of its own.
 
 // Helpers of tests are tests as well; clippy sees only functions marked so.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod credentials;
+mod replicas;
 mod requests;
 mod support;
 
@@ -95,6 +96,11 @@ async fn reconcile_stories_against_a_real_api_server() {
     )
     .await;
     story("killed at every write", reconcile_killed(&theatre).boxed()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reconcile_stories_of_replica_sets() {
+    replicas::tell(&Theatre::open().await).await;
 }
 
 async fn story(name: &str, told: impl Future<Output = ()>) {

@@ -1,0 +1,127 @@
+//! What to do next for one set. Pure.
+//!
+//! | set | instances | step |
+//! |---|---|---|
+//! | paused, being deleted, or at odds with itself | any | rest |
+//! | any other | a matching one without controller, not being deleted | make it the set's own |
+//! | | an own one that does not match any more, not being deleted | let it go |
+//! | | an own one that is over | delete it |
+//! | | too many own ones that count | delete those not Ready, then the youngest |
+//! | | too few own ones that count | make the missing |
+//!
+//! One counts that matches, is not over and not being deleted: a replacement waits for no end. What is over is deleted
+//! before others are made, since it may fill a quota.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
+use kube::ResourceExt;
+use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, vmi_conditions};
+
+use super::dereference::{Seen, controller, owns};
+use super::validate::Goal;
+use crate::conditions::{get, is_false, is_true};
+use crate::virtualmachineinstance::{is_final, phase_of, reasons::POD_TERMINATING};
+
+/// Most instances that one reconcile makes, and that it deletes (KubeVirt's burst).
+pub const BURST: usize = 250;
+
+type Instances = Vec<Arc<VirtualMachineInstance>>;
+
+/// The next step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Nothing until something changes.
+    Rest,
+    /// Change whose instances are.
+    Claim {
+        /// To be the set's own.
+        adopt: Instances,
+        /// To be nobody's.
+        release: Instances,
+    },
+    /// Change how many there are.
+    Scale {
+        /// To be deleted.
+        delete: Instances,
+        /// How many to make.
+        create: usize,
+    },
+}
+
+/// Decides.
+pub fn step(seen: &Seen) -> Step {
+    let Ok(goal) = &seen.goal else { return Step::Rest };
+    if seen.set.spec.paused || seen.set.metadata.deletion_timestamp.is_some() {
+        return Step::Rest;
+    }
+    let of = |wanted: &dyn Fn(&VirtualMachineInstance) -> bool| -> Instances {
+        let stays = seen
+            .instances
+            .iter()
+            .filter(|one| one.metadata.deletion_timestamp.is_none());
+        stays.filter(|one| wanted(one)).cloned().collect()
+    };
+    let adopt = of(&|one| controller(one).is_none() && goal.selector.matches(one.labels()));
+    let release = of(&|one| owns(&seen.set, one) && !goal.selector.matches(one.labels()));
+    if !adopt.is_empty() || !release.is_empty() {
+        return Step::Claim { adopt, release };
+    }
+    let mut delete = of(&|one| owns(&seen.set, one) && is_over(one));
+    let mut counted = counted(seen, goal);
+    let create = goal.replicas.saturating_sub(counted.len()).min(BURST);
+    if counted.len() > goal.replicas {
+        counted.sort_by_cached_key(|one| (is_ready(one), Reverse((born(one), one.name_any()))));
+        delete.extend(counted.drain(..counted.len() - goal.replicas).cloned());
+    }
+    delete.truncate(BURST);
+    match (delete.len(), create) {
+        (0, 0) => Step::Rest,
+        _ => Step::Scale { delete, create },
+    }
+}
+
+/// The instances that count.
+pub fn counted<'a>(seen: &'a Seen, goal: &Goal) -> Vec<&'a Arc<VirtualMachineInstance>> {
+    let own = seen.instances.iter().filter(|one| owns(&seen.set, one));
+    own.filter(|one| goal.selector.matches(one.labels()) && counts(one))
+        .collect()
+}
+
+/// Whether an own instance is one of those asked for.
+pub fn counts(instance: &VirtualMachineInstance) -> bool {
+    instance.metadata.deletion_timestamp.is_none() && !is_over(instance)
+}
+
+/// Whether an instance is Ready.
+pub fn is_ready(instance: &VirtualMachineInstance) -> bool {
+    let status = instance.status.as_ref();
+    status.is_some_and(|status| is_true(&status.conditions, vmi_conditions::READY))
+}
+
+/// Whether the run is over, or will be: its pod is being deleted.
+fn is_over(instance: &VirtualMachineInstance) -> bool {
+    let status = instance.status.as_ref();
+    let ready = status.and_then(|status| is_false(&status.conditions, vmi_conditions::READY));
+    is_final(phase_of(instance)) || ready.is_some_and(|ready| ready.reason.as_deref() == Some(POD_TERMINATING))
+}
+
+fn born(instance: &VirtualMachineInstance) -> Option<Time> {
+    instance.metadata.creation_timestamp.clone()
+}
+
+/// All of an instance that a set's decisions look at: if that stays, no set need look again.
+pub fn standing(instance: &VirtualMachineInstance) -> impl PartialEq + use<'_> {
+    let status = instance.status.as_ref();
+    let ready = status.and_then(|status| get(&status.conditions, vmi_conditions::READY));
+    let owners: &[OwnerReference] = instance.owner_references();
+    (
+        is_final(phase_of(instance)),
+        ready.map(|ready| (&ready.status, &ready.reason)),
+        instance.metadata.deletion_timestamp.is_some(),
+        instance.labels(),
+        owners,
+        &instance.metadata.uid,
+    )
+}
