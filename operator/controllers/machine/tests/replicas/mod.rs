@@ -46,6 +46,11 @@ pub async fn tell(theatre: &Theatre) {
     )
     .await;
     story(
+        "replicas by an old cache",
+        never_too_many::reconcile_old_cache(&stage("replicas-old-cache").await, theatre).boxed(),
+    )
+    .await;
+    story(
         "replicas never too many",
         never_too_many::reconcile_never_too_many(theatre).boxed(),
     )

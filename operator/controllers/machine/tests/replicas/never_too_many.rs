@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::StreamExt;
 use kube::api::DeleteParams;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
+use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::{create, end, gone, is_active, scale, set, settled};
+use super::{change, create, end, gone, is_active, own, scale, set, set_when, settled};
 use crate::support::gate::Gate;
 use crate::support::kubelet::Kubelet;
 use crate::support::stage::{Controllers, Stage, Theatre, gated};
@@ -96,6 +98,30 @@ pub async fn reconcile_never_too_many(theatre: &Theatre) {
     settled(&stage, 30).await;
     assert_eq!(most.get(), 30, "never more than asked for");
     drop(second);
+}
+
+/// An operator whose cache is as old as its start makes and deletes as many as one that knows all.
+pub async fn reconcile_old_cache(stage: &Stage, theatre: &Theatre) {
+    create(stage, set(3)).await;
+    settled(stage, 3).await;
+    stage.controllers.kill();
+    let gate = Gate::deaf_to("virtualmachineinstances");
+    let deaf = Controllers::start(gated(&theatre.controllers_config().await, &gate));
+    for replicas in [4, 2, 1] {
+        scale(stage, replicas).await;
+        set_when(stage, "another number", |status| status.replicas == replicas).await;
+        for beat in 0..3 {
+            change(
+                stage,
+                json!({"metadata": {"annotations": {"beat": format!("{replicas}/{beat}")}}}),
+            )
+            .await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let active = own(stage).await.iter().filter(|one| is_active(one)).count();
+            assert_eq!(i32::try_from(active).unwrap(), replicas);
+        }
+    }
+    drop(deaf);
 }
 
 /// Three come, one fails, one is deleted, two go.

@@ -1,4 +1,4 @@
-//! A layer below the client under test: counts writes, and stops the world at a chosen one.
+//! A layer below the client under test: counts writes, stops the world at a chosen one, lets caches grow old.
 
 use std::future::{Future, pending};
 use std::pin::Pin;
@@ -19,6 +19,8 @@ pub struct Gate {
     /// The write whose answer is never seen, and after which nothing is written any more; counted from 0. What the API
     /// server refuses is none: to die then is to die before the next.
     kill_after: Option<usize>,
+    /// Watches of this resource never say anything: what the client knows of it stays as it was first listed.
+    deaf_to: Option<&'static str>,
     /// Somebody died at a launcher's Secret.
     died_at_secret: Arc<AtomicBool>,
     writes: Arc<AtomicUsize>,
@@ -30,10 +32,19 @@ impl Gate {
     pub fn new(kill_after: Option<usize>) -> Self {
         Self {
             kill_after,
+            deaf_to: None,
             died_at_secret: Arc::default(),
             writes: Arc::default(),
             done: Arc::default(),
             reached: Arc::default(),
+        }
+    }
+
+    /// Kills nobody, and lets no watch of `resource` say anything.
+    pub fn deaf_to(resource: &'static str) -> Self {
+        Self {
+            deaf_to: Some(resource),
+            ..Self::new(None)
         }
     }
 
@@ -80,7 +91,7 @@ impl<S, B> Service<Request<Body>> for Gated<S>
 where
     S: Service<Request<Body>, Response = Response<B>>,
     S::Future: Send + 'static,
-    S::Error: Send,
+    S::Error: Send + 'static,
     B: Send + 'static,
 {
     type Response = S::Response;
@@ -94,6 +105,15 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
         let is_write = request.method() != Method::GET && !path.contains("/events");
+        let is_watch = request.uri().query().is_some_and(|query| query.contains("watch="));
+        if is_watch
+            && self
+                .gate
+                .deaf_to
+                .is_some_and(|resource| path.ends_with(&format!("/{resource}")))
+        {
+            return Box::pin(pending());
+        }
         let is_rehearsal = request.uri().query().is_some_and(|query| query.contains("dryRun"));
         let is_secret = path.ends_with("/secrets") && !path.contains(SYSTEM);
         let answer = self.inner.call(request);
