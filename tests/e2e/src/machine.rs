@@ -132,6 +132,21 @@ impl<'a> Machine<'a> {
         PlainStream::open(Path::new(&kubeconfig), &path, Some(user)).await
     }
 
+    /// Waits until its guest says this on its console, or has said it in this run.
+    pub async fn says(&self, text: &str) -> Result<()> {
+        println!("-- {}: waiting: {text}", self.name);
+        let logs = [
+            "logs",
+            "-n",
+            &self.namespace,
+            "-l",
+            &format!("vm.kubevirt.io/name={}", self.name),
+            "--tail=-1",
+            "-f",
+        ];
+        self.outer.follow(&logs, text).await
+    }
+
     fn path(&self, resource: &str, rest: &str) -> String {
         format!("{BASE}/namespaces/{}/{resource}/{}/{rest}", self.namespace, self.name)
     }

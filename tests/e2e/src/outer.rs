@@ -8,6 +8,7 @@ use kube::api::{Api, DeleteParams, ListParams};
 use kube::{Client, ResourceExt};
 use kubernest_crds::labels;
 use kubernest_testbed::Testbed;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 /// The outer cluster with Kubernest installed.
 pub struct Outer {
@@ -34,6 +35,24 @@ impl Outer {
             self.bed.kubeconfig().to_str().context("path")?,
             args,
         )
+    }
+
+    /// Runs kubectl until it prints a line with this text.
+    pub async fn follow(&self, args: &[&str], text: &str) -> Result<()> {
+        let mut child = tokio::process::Command::new(self.bed.kubectl())
+            .arg("--kubeconfig")
+            .arg(self.bed.kubeconfig())
+            .args(args)
+            .stdout(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().context("its output")?).lines();
+        while let Some(line) = lines.next_line().await? {
+            if line.contains(text) {
+                return Ok(());
+            }
+        }
+        bail!("kubectl {} ended without {text:?}", args.join(" "))
     }
 
     /// The address that users reach the ingress at: any node, on the NodePort.
