@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use super::clock::Clock;
+use super::dhcp::DhcpOptions;
 use crate::quantity::Quantity;
 
 /// The virtual hardware.
@@ -370,6 +371,9 @@ pub struct Interface {
     /// Place in the boot order, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_order: Option<u32>,
+    /// What DHCP tells the guest beyond its lease; masquerade only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhcp_options: Option<DhcpOptions>,
 }
 
 /// Behind the pod's address.

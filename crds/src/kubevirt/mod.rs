@@ -4,6 +4,7 @@
 //! is not supported: the CRD keeps it so that admission can refuse it by its path.
 
 pub mod clock;
+pub mod dhcp;
 pub mod domain;
 pub mod virtualmachine;
 pub mod virtualmachineinstance;
@@ -22,6 +23,7 @@ pub const PLURALS: [&str; 4] = [
 /// Version `v1` of the API.
 pub mod v1 {
     pub use super::clock::*;
+    pub use super::dhcp::*;
     pub use super::domain::*;
     pub use super::virtualmachine::*;
     pub use super::virtualmachineinstance::*;

@@ -181,8 +181,6 @@ fn admit_agrees_with_kubevirt() {
 
 /// What needs a guest agent, addresses of the guest's own choice, or a kind that is not there.
 const NOT_YET: &[&str] = &[
-    "iface-dhcp-bootfile",
-    "iface-dhcp-private-bad",
     "vmnetworkcidr-ok",
     "probe-exec",
     "probe-guestping",

@@ -2,6 +2,7 @@
 //!
 //! Only [`crate::plan`] makes one; what is unsupported or inconsistent never gets here.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use crate::{Accelerator, TapKind};
@@ -289,6 +290,17 @@ pub struct Nic {
     pub model: String,
     /// Position in the firmware's boot order, from 1.
     pub boot_order: Option<u32>,
+    /// What the launcher's DHCP server tells the guest; none where it serves nothing.
+    pub dhcp: Option<Dhcp>,
+}
+
+/// What DHCP tells a guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dhcp {
+    /// Options beyond the lease: number and value of 1 to 255 bytes.
+    pub options: Vec<(u8, Vec<u8>)>,
+    /// The server that it boots from, where that is known as an address.
+    pub boot_server: Option<Ipv4Addr>,
 }
 
 impl Nic {

@@ -61,6 +61,10 @@ pub struct Lease {
     pub hostname: String,
     /// MTU in bytes.
     pub mtu: u16,
+    /// Further options: number and value.
+    pub options: Vec<(u8, Vec<u8>)>,
+    /// The server that it boots from, if that is not the router.
+    pub boot_server: Option<Ipv4Addr>,
 }
 
 impl Lease {
@@ -89,7 +93,8 @@ impl Lease {
         reply[4..8].copy_from_slice(&request[4..8]);
         reply[10..12].copy_from_slice(&request[10..12]);
         reply[16..20].copy_from_slice(&address.octets());
-        reply[20..24].copy_from_slice(&self.gateway.octets());
+        // Boot ROMs take the server from here and not from option 66 (RFC 2131, section 2).
+        reply[20..24].copy_from_slice(&self.boot_server.unwrap_or(self.gateway).octets());
         reply[28..34].copy_from_slice(&self.mac);
         reply[236..].copy_from_slice(&MAGIC);
         let mut put = |code: u8, value: &[u8]| {
@@ -124,6 +129,9 @@ impl Lease {
                     .flat_map(|domain| dns_name(domain))
                     .collect::<Vec<_>>(),
             );
+            for (code, value) in &self.options {
+                put(*code, value);
+            }
         }
         reply.push(option::END);
         reply.resize(reply.len().max(MIN_REPLY), 0);

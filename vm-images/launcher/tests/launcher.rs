@@ -51,7 +51,7 @@ fn launcher_runs_a_guest_to_its_end() {
 }
 
 #[test]
-fn launcher_serves_efi_config_drive_ephemeral_disks_and_further_devices() {
+fn launcher_serves_efi_config_drive_ephemeral_disks_dhcp_options_and_further_devices() {
     let firmware = Path::new(kubernest_domain::paths::EFI_CODE);
     assert!(
         firmware.exists(),
@@ -71,6 +71,10 @@ fn launcher_serves_efi_config_drive_ephemeral_disks_and_further_devices() {
             { "name": "a", "type": "tablet", "bus": "virtio" },
             { "name": "b", "type": "tablet", "bus": "usb" },
         ]);
+        spec["domain"]["devices"]["interfaces"][0]["dhcpOptions"] = json!({
+            "bootFileName": "boot.ipxe", "tftpServerName": "192.0.2.9", "ntpServers": ["192.0.2.1", "192.0.2.2"],
+            "privateOptions": [{ "option": 240, "value": "ours" }],
+        });
         let disks = &mut spec["domain"]["devices"]["disks"];
         disks[0]["blockSize"] = json!({ "custom": { "logical": 512, "physical": 4096 } });
         disks[1]["errorPolicy"] = json!("report");
@@ -91,6 +95,7 @@ fn launcher_serves_efi_config_drive_ephemeral_disks_and_further_devices() {
         r#"guest: vdc openstack/latest/meta_data.json {"hostname":"vm-a""#,
         r#""public_keys":{"0":"ssh-ed25519 AAAA ops@example","1":"ssh-ed25519 BBBB"}"#,
         "guest: vdc openstack/latest/user_data #cloud-config",
+        "guest: dhcp options bootfile=boot.ipxe tftp=192.0.2.9 next=192.0.2.9 ntp=192.0.2.1 192.0.2.2 240=6f757273",
     ] {
         assert!(said.contains(line), "{line}\n--- said\n{said}");
     }

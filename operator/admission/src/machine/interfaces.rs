@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kubernest_crds::kubevirt::v1::{Interface, Network, VirtualMachineInstanceSpec};
 
-use super::unsupported;
+use super::{dhcp, unsupported};
 use crate::decision::{Report, reasons};
 
 const MODELS: [&str; 6] = ["e1000", "e1000e", "ne2k_pci", "pcnet", "rtl8139", "virtio"];
@@ -47,6 +47,7 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
         binding(report, &at, interface, network);
         properties(report, &at, interface);
         ports(report, &at, interface);
+        dhcp::check(report, f, &at, interface);
     }
 }
 

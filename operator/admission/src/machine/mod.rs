@@ -6,6 +6,7 @@
 mod cloudinit;
 mod credentials;
 mod defaults;
+mod dhcp;
 mod disks;
 mod hardware;
 mod interfaces;

@@ -1,15 +1,21 @@
 //! Interfaces of a VMI and the taps made for them → network cards.
 
-use kubernest_crds::kubevirt::v1::Interface;
+use std::net::Ipv4Addr;
+
+use kubernest_crds::kubevirt::v1::{DHCP_PRIVATE, DHCP_TOTAL_BYTES, DHCP_VALUE_BYTES, DhcpOptions, Interface};
 
 use super::{PlanError, invalid, missing, unsupported};
-use crate::machine::Nic;
+use crate::machine::{Dhcp, Nic};
 use crate::{Launch, TapInterface, TapKind};
 
 /// Device models that KubeVirt's API knows; all are qemu's.
 const MODELS: [&str; 6] = ["virtio", "e1000", "e1000e", "ne2k_pci", "pcnet", "rtl8139"];
 /// Longest name of a network device (Linux `IFNAMSIZ` - 1).
 const MAX_DEVICE_NAME: usize = 15;
+/// Numbers of DHCP options (RFC 2132, sections 8.3, 9.4 and 9.5).
+const NTP_SERVERS: u8 = 42;
+const TFTP_SERVER_NAME: u8 = 66;
+const BOOT_FILE_NAME: u8 = 67;
 
 pub(super) fn nics(launch: &Launch) -> Result<Vec<Nic>, PlanError> {
     let interfaces = launch.vmi.spec.domain.devices.interfaces.as_deref().unwrap_or_default();
@@ -82,6 +88,12 @@ fn nic(field: &str, interface: &Interface, tap: &TapInterface) -> Result<Nic, Pl
             "must be between 68 and 65521 bytes",
         ));
     }
+    let dhcp = match (kind, &interface.dhcp_options) {
+        (TapKind::Masquerade, None) => Some(Dhcp::default()),
+        (TapKind::Masquerade, Some(options)) => Some(dhcp(&format!("{field}.dhcpOptions"), options)?),
+        (TapKind::Bridge, None) => None,
+        (TapKind::Bridge, Some(_)) => return Err(unsupported(format!("{field}.dhcpOptions"))),
+    };
     let mac =
         mac(&tap.mac).ok_or_else(|| invalid(format!("interfaces.{}.mac", tap.name), "is no unicast MAC address"))?;
     Ok(Nic {
@@ -92,7 +104,44 @@ fn nic(field: &str, interface: &Interface, tap: &TapInterface) -> Result<Nic, Pl
         mtu: tap.mtu,
         model: model.to_owned(),
         boot_order: interface.boot_order,
+        dhcp,
     })
+}
+
+fn dhcp(field: &str, asked: &DhcpOptions) -> Result<Dhcp, PlanError> {
+    if asked.bytes() > DHCP_TOTAL_BYTES {
+        return Err(invalid(field, "must not take more than 768 bytes in an answer"));
+    }
+    if let Some((path, _)) = asked.texts().find(|(_, text)| text.len() > DHCP_VALUE_BYTES) {
+        return Err(invalid(format!("{field}.{path}"), "must not have more than 255 bytes"));
+    }
+    let mut options: Vec<(u8, Vec<u8>)> = Vec::new();
+    for (number, text) in [
+        (TFTP_SERVER_NAME, &asked.tftp_server_name),
+        (BOOT_FILE_NAME, &asked.boot_file_name),
+    ] {
+        options.extend(text.as_ref().map(|text| (number, text.as_bytes().to_vec())));
+    }
+    let mut servers = Vec::new();
+    for (index, server) in asked.ntp_servers.iter().flatten().enumerate() {
+        let address: Result<Ipv4Addr, _> = server.parse();
+        let address = address.map_err(|_| invalid(format!("{field}.ntpServers[{index}]"), "is no IPv4 address"))?;
+        servers.extend(address.octets());
+    }
+    options.push((NTP_SERVERS, servers));
+    for (index, private) in asked.private_options.iter().flatten().enumerate() {
+        let at = format!("{field}.privateOptions[{index}].option");
+        let number = u8::try_from(private.option).ok();
+        let number = number.filter(|_| DHCP_PRIVATE.contains(&private.option));
+        let number = number.ok_or_else(|| invalid(&at, "must be in range 224 to 254"))?;
+        if options.iter().any(|(other, _)| *other == number) {
+            return Err(invalid(at, "is used twice"));
+        }
+        options.push((number, private.value.as_bytes().to_vec()));
+    }
+    options.retain(|(_, value)| !value.is_empty());
+    let boot_server = asked.tftp_server_name.as_ref().and_then(|name| name.parse().ok());
+    Ok(Dhcp { options, boot_server })
 }
 
 fn mac(text: &str) -> Option<[u8; 6]> {

@@ -203,6 +203,60 @@ fn plan_refuses_by_field(#[case] vmi: Value, #[case] message: &str) {
     assert_eq!(refused.to_string(), message);
 }
 
+/// One interface behind masquerade with these options.
+fn dhcp(options: Value) -> Result<crate::machine::Dhcp, plan::PlanError> {
+    let interface = json!({ "name": "default", "masquerade": {}, "dhcpOptions": options });
+    let tap =
+        json!({ "name": "default", "kind": "masquerade", "tap": "tap0", "mac": "02:00:00:00:00:01", "mtu": 1450 });
+    let spec = json!({ "domain": { "devices": { "interfaces": [interface] } } });
+    let machine = plan::machine(&launch("tcg", json!({ "vmi": { "spec": spec }, "interfaces": [tap] })))?;
+    Ok(machine.nics[0].dhcp.clone().unwrap())
+}
+
+#[test]
+fn plan_dhcp_options() {
+    let told = dhcp(json!({
+        "bootFileName": "boot.ipxe", "tftpServerName": "192.0.2.9", "ntpServers": ["192.0.2.1", "192.0.2.2"],
+        "privateOptions": [{ "option": 240, "value": "x" }, { "option": 241, "value": "" }],
+    }));
+    let told = told.unwrap();
+    let expected = [
+        (66, b"192.0.2.9".to_vec()),
+        (67, b"boot.ipxe".to_vec()),
+        (42, vec![192, 0, 2, 1, 192, 0, 2, 2]),
+        (240, b"x".to_vec()),
+    ];
+    assert_eq!(told.options, expected);
+    assert_eq!(told.boot_server, Some([192, 0, 2, 9].into()));
+    let named = dhcp(json!({ "tftpServerName": "tftp.example" })).unwrap();
+    assert_eq!(named.boot_server, None);
+}
+
+#[rstest]
+#[case(json!({ "ntpServers": ["::1"] }), "ntpServers[0]: is no IPv4 address")]
+#[case(json!({ "privateOptions": [{ "option": 53, "value": "x" }] }), "privateOptions[0].option: must be in range 224 to 254")]
+#[case(json!({ "privateOptions": [{ "option": 240, "value": "x" }, { "option": 240, "value": "y" }] }),
+    "privateOptions[1].option: is used twice")]
+#[case(json!({ "bootFileName": "x".repeat(256) }), "bootFileName: must not have more than 255 bytes")]
+fn plan_dhcp_options_that_cannot_be_told(#[case] options: Value, #[case] message: &str) {
+    let field = "spec.domain.devices.interfaces[0].dhcpOptions";
+    assert_eq!(dhcp(options).unwrap_err().to_string(), format!("{field}.{message}"));
+}
+
+#[test]
+fn plan_serves_dhcp_behind_masquerade_only() {
+    let machine = plan::machine(&launch("tcg", node())).unwrap();
+    let served: Vec<_> = machine.nics.iter().map(|nic| nic.dhcp.is_some()).collect();
+    assert_eq!(served, [true, false]);
+    let mut bridged = node();
+    let interfaces = "/vmi/spec/domain/devices/interfaces/1/dhcpOptions";
+    let (parent, key) = interfaces.rsplit_once('/').unwrap();
+    bridged.pointer_mut(parent).unwrap()[key] = json!({ "bootFileName": "a" });
+    let refused = plan::machine(&launch("tcg", bridged)).unwrap_err();
+    let message = "spec.domain.devices.interfaces[1].dhcpOptions: not supported";
+    assert_eq!(refused.to_string(), message);
+}
+
 #[rstest]
 #[case(json!({}), false)]
 #[case(json!({ "startStrategy": "Paused" }), true)]

@@ -6,8 +6,8 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use kubernest_domain::machine::{Machine, Nic};
-use kubernest_domain::{TapKind, masquerade};
+use kubernest_domain::machine::{Dhcp, Machine, Nic};
+use kubernest_domain::masquerade;
 use tokio::net::UdpSocket;
 
 use super::{Lease, resolv};
@@ -39,11 +39,12 @@ pub enum DhcpError {
 
 /// Serves DHCP on the masquerade interface, if there is one, as long as the launcher lives.
 pub async fn serve(machine: &Machine) -> Result<(), DhcpError> {
-    let Some(nic) = machine.nics.iter().find(|nic| nic.kind == TapKind::Masquerade) else {
+    let mut served = machine.nics.iter().filter_map(|nic| Some((nic, nic.dhcp.as_ref()?)));
+    let Some((nic, dhcp)) = served.next() else {
         return Ok(());
     };
     let resolv_conf = std::fs::read_to_string(RESOLV_CONF).map_err(DhcpError::ResolvConf)?;
-    let lease = lease(nic, &machine.hostname, &resolv_conf);
+    let lease = lease(nic, dhcp, &machine.hostname, &resolv_conf);
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, SERVER_PORT))
         .await
         .map_err(DhcpError::Bind)?;
@@ -67,7 +68,7 @@ pub async fn serve(machine: &Machine) -> Result<(), DhcpError> {
     Ok(())
 }
 
-fn lease(nic: &Nic, hostname: &str, resolv_conf: &str) -> Lease {
+fn lease(nic: &Nic, dhcp: &Dhcp, hostname: &str, resolv_conf: &str) -> Lease {
     let (dns, search) = resolv::parse(resolv_conf);
     Lease {
         mac: nic.mac,
@@ -78,6 +79,8 @@ fn lease(nic: &Nic, hostname: &str, resolv_conf: &str) -> Lease {
         search,
         hostname: hostname.to_owned(),
         mtu: u16::try_from(nic.mtu).unwrap_or(u16::MAX),
+        options: dhcp.options.clone(),
+        boot_server: dhcp.boot_server,
     }
 }
 

@@ -14,6 +14,8 @@ fn lease() -> Lease {
         search: vec!["org-a.svc.cluster.local".into(), "cluster.local".into()],
         hostname: "vm-a".into(),
         mtu: 1450,
+        options: Vec::new(),
+        boot_server: None,
     }
 }
 
@@ -111,6 +113,27 @@ fn dhcp_survives_every_cut_and_every_flipped_byte() {
     }
     let endless = request(message::DISCOVER, &[option::HOST_NAME, 255, 1]);
     assert_eq!(lease().answer(&endless), None);
+}
+
+#[test]
+fn dhcp_tells_further_options_and_the_boot_server() {
+    assert_eq!(
+        lease().answer(&request(message::DISCOVER, &[])).unwrap()[20..24],
+        [10, 0, 2, 1]
+    );
+    let further = Lease {
+        options: vec![(67, b"boot.ipxe".to_vec()), (240, vec![b'x'; 255])],
+        boot_server: Some(Ipv4Addr::new(192, 0, 2, 9)),
+        ..lease()
+    };
+    let offer = further.answer(&request(message::DISCOVER, &[])).unwrap();
+    assert_eq!(offer[20..24], [192, 0, 2, 9]);
+    let told = options(&offer);
+    assert_eq!((&told[&67][..], told[&240].len()), (&b"boot.ipxe"[..], 255));
+    assert_eq!(told[&option::ROUTER], [10, 0, 2, 1], "the router stays what it is");
+    let wrong = request(message::REQUEST, &[option::REQUESTED_ADDRESS, 4, 192, 168, 0, 7]);
+    let nak = options(&further.answer(&wrong).unwrap());
+    assert!(!nak.contains_key(&67), "a refusal tells nothing");
 }
 
 #[test]
