@@ -10,9 +10,7 @@ use std::path::PathBuf;
 use futures::future::BoxFuture;
 use kubernest_plan::cni::{self, Removal, Request};
 use kubernest_plan::names::node_port;
-use kubernest_plan::{
-    Attachment, GATEWAY, GUEST_PREFIX, L2, Mac, Masquerade, POD_INTERFACE, Refused, TapName, Vni, rules,
-};
+use kubernest_plan::{Attachment, L2, Mac, Masquerade, POD_INTERFACE, PodNetwork, Refused, TapName, Vni, rules};
 use tokio::sync::watch;
 
 use crate::links::LinkError;
@@ -156,8 +154,10 @@ impl Attacher {
 
     async fn add_masquerade(&self, request: &Request, asked: &Masquerade, pod: &Netns) -> Result<String, AttachError> {
         let api = self.outer_api.borrow().clone().ok_or(AttachError::OuterApiUnknown)?;
+        let network = asked.network;
+        network.clear_of(&pod_network(pod).await?)?;
         self.note(request, pod)?;
-        let rules = rules::masquerade(&request.tap, &asked.ports, &api);
+        let rules = rules::masquerade(&request.tap, network, &asked.ports, &api);
         let tap = request.tap.clone();
         pod.enter(async move |inside: Inside| {
             let links = &inside.links;
@@ -168,7 +168,7 @@ impl Attacher {
             inside.sysctl_if_there(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1")?;
             let device = links.get(name).await?;
             links.shape(&device, eth0.mtu, GATEWAY_MAC.parse::<Mac>().ok()).await?;
-            links.add_address(&device, GATEWAY, GUEST_PREFIX).await?;
+            links.add_address(&device, network.gateway(), network.prefix()).await?;
             inside.sysctl("net/ipv4/ip_forward", "1")?;
             links.up(&device).await?;
             Ok::<_, AttachError>(())
@@ -339,6 +339,16 @@ impl Attacher {
         pod.enter(async move |inside: Inside| Ok::<_, AttachError>(inside.nft(&script)?))
             .await
     }
+}
+
+/// What the pod has from the cluster's own network. Only that device counts: a call that comes again finds its own tap.
+async fn pod_network(pod: &Netns) -> Result<PodNetwork, AttachError> {
+    pod.enter(async move |inside: Inside| {
+        let links = &inside.links;
+        let eth0 = links.find(POD_INTERFACE).await?.ok_or(AttachError::NoPodNetwork)?;
+        Ok(links.network_of(&eth0).await?)
+    })
+    .await
 }
 
 /// The network namespaces that some process is in. A pod's is that of its sandbox's process at least.

@@ -7,16 +7,18 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures::{Stream, TryStreamExt as _};
+use ipnet::Ipv4Net;
 use kubernest_plan::overlay::Link;
-use kubernest_plan::{Mac, VXLAN_PORT, Vni};
+use kubernest_plan::{Mac, PodNetwork, VXLAN_PORT, Vni};
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
 
 use crate::netns::Netns;
 
@@ -278,6 +280,46 @@ impl Links {
         }
     }
 
+    /// Addresses of a device and the routes that lead through it.
+    ///
+    /// # Errors
+    /// [`LinkError::Refused`].
+    pub async fn network_of(&self, device: &Device) -> Result<PodNetwork, LinkError> {
+        let index = device.link.index;
+        let addresses = self.0.address().get().set_link_index_filter(index).execute();
+        let addresses: Vec<_> = addresses
+            .try_collect()
+            .await
+            .during(|| format!("list addresses of {}", device.link.name))?;
+        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let routes: Vec<_> = self
+            .0
+            .route()
+            .get(v4)
+            .execute()
+            .try_collect()
+            .await
+            .during(|| format!("list routes through {}", device.link.name))?;
+        let through = |route: &&RouteMessage| route.attributes.contains(&RouteAttribute::Oif(index));
+        let mut network = PodNetwork {
+            addresses: addresses.iter().filter_map(address).collect(),
+            ..PodNetwork::default()
+        };
+        for route in routes.iter().filter(through) {
+            for attribute in &route.attributes {
+                match attribute {
+                    RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => network.gateways.push(*gateway),
+                    RouteAttribute::Destination(RouteAddress::Inet(to)) => {
+                        let to = Ipv4Net::new(*to, route.header.destination_prefix_length);
+                        network.routes.extend(to.ok().filter(|to| to.prefix_len() > 0));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(network)
+    }
+
     /// The nodes to which a VXLAN device sends what is for unknown or all receivers.
     ///
     /// # Errors
@@ -337,6 +379,14 @@ impl Links {
             other => other.during(|| format!("take peer {peer} from {}", vxlan.link.name)),
         }
     }
+}
+
+fn address(message: &AddressMessage) -> Option<Ipv4Net> {
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(ip)) => Some(*ip),
+        _ => None,
+    });
+    Ipv4Net::new(local?, message.header.prefix_len).ok()
 }
 
 fn flood_entry(vxlan: &Device, peer: Ipv4Addr) -> NeighbourMessage {

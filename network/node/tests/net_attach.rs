@@ -203,6 +203,54 @@ async fn net_masquerade_listed_ports_only() {
 }
 
 #[tokio::test]
+async fn net_masquerade_on_a_network_of_ones_choice() {
+    let mut stage = Stage::new("c", 1).await;
+    let pod = stage.pod(0, "a");
+    let config =
+        |network: &str| json!({"cniVersion": "1.0.0", "mode": "masquerade", "args": {"cni": {"network": network}}});
+    // Those that the pod needs for itself are refused, and nothing is left of the attempt.
+    let own = format!("{}/30", Ipv4Addr::from_bits(pod.ip.to_bits() & !3));
+    for network in [own.as_str(), "10.244.0.0/16", "10.0.0.0/8"] {
+        let refused = stage.add(&pod, "tap0", config(network), "org-acme").await.unwrap_err();
+        assert!(
+            matches!(refused, AttachError::Refused(Refused::Taken { .. })),
+            "{refused}"
+        );
+        assert!(
+            refused.to_string().contains("choose another vmNetworkCIDR"),
+            "{refused}"
+        );
+    }
+    assert_eq!(stage.devices_of(&pod.netns), ["eth0", "lo"]);
+    assert_eq!(stage.records(0), 0);
+
+    let free = config("192.168.7.0/29");
+    stage.add(&pod, "tap0", free.clone(), "org-acme").await.unwrap();
+    stage.add(&pod, "tap0", free, "org-acme").await.unwrap();
+    let guest = stage.guest(&pod, "tap0", "02:00:00:00:00:02", ip("192.168.7.2"));
+    let _listening = stage.listen(&guest.netns, ip("192.168.7.2"), 6443);
+    let _web = stage.listen(&stage.outside(), ip("203.0.113.5"), 80);
+    assert_eq!(
+        stage.connect(&stage.outside(), pod.ip, 6443),
+        ok("listener 192.168.7.2:6443"),
+        "inwards to the guest"
+    );
+    assert!(stage.connect(&guest.netns, ip("203.0.113.5"), 80).is_ok(), "outwards");
+    assert!(stage.ping(&guest, ip("192.168.7.1")), "its router");
+    let health = stage.listen(&pod.netns, Ipv4Addr::UNSPECIFIED, 49080);
+    assert!(
+        stage.connect(&guest.netns, ip("192.168.7.1"), 49080).is_err(),
+        "the launcher"
+    );
+    drop((guest, health));
+    let liar = stage.guest(&pod, "tap0", "02:00:00:00:00:02", ip("192.168.7.3"));
+    assert!(
+        stage.connect(&liar.netns, ip("203.0.113.5"), 80).is_err(),
+        "another address"
+    );
+}
+
+#[tokio::test]
 async fn net_both_kinds_in_one_pod() {
     let mut stage = Stage::new("b", 2).await;
     let (a, b) = (stage.pod(0, "a"), stage.pod(1, "b"));

@@ -6,9 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::guest::GuestNetwork;
 use crate::names::{Mac, NameError, TapName, Vni};
 use crate::{LAUNCHER_HEALTH_PORT, LAUNCHER_TLS_PORT};
 
@@ -117,6 +119,8 @@ pub enum Attachment {
 pub struct Masquerade {
     /// What reaches the guest.
     pub ports: Ports,
+    /// Its addresses.
+    pub network: GuestNetwork,
 }
 
 /// The ports of the pod's address that lead to the guest.
@@ -196,6 +200,20 @@ pub enum Refused {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// The guest's network.
+    #[error("network {0:?} is not an IPv4 network of at least 4 addresses that a guest can be on, such as 10.0.2.0/24")]
+    Network(String),
+    /// The guest's network and the pod's own.
+    #[error(
+        "the guest's network {network} overlaps {taken}, which the pod itself uses: choose another vmNetworkCIDR of the \
+         machine's pod network"
+    )]
+    Taken {
+        /// As asked.
+        network: GuestNetwork,
+        /// What the pod uses.
+        taken: Ipv4Net,
+    },
     /// The VNI belongs to no tenant.
     #[error("VNI {0} is not allocated: the network belongs to no TenantCluster (no NetworkAllocation {name})", name = .0.allocation())]
     NotAllocated(Vni),
@@ -250,6 +268,7 @@ struct Args {
 #[serde(deny_unknown_fields)]
 struct PodArgs {
     ports: Option<Vec<PodPort>>,
+    network: Option<String>,
     mac: Option<String>,
 }
 
@@ -338,6 +357,10 @@ impl Request {
         let attachment = match config.mode.as_str() {
             "masquerade" => Attachment::Masquerade(Masquerade {
                 ports: ports(config.args.cni.ports)?,
+                network: match config.args.cni.network {
+                    None => GuestNetwork::default(),
+                    Some(network) => network.parse()?,
+                },
             }),
             "l2" => {
                 let vni = config.vni.ok_or(Refused::NoVni)?.try_into().map_err(Refused::Vni)?;

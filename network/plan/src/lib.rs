@@ -5,14 +5,14 @@
 //! agent (`kubernest-node`) observes, asks this crate and carries out the answer.
 
 pub mod cni;
+pub mod guest;
 pub mod names;
 pub mod overlay;
 pub mod rules;
 
 pub use cni::{Attachment, Call, Command, L2, Masquerade, Pod, Ports, Refused};
+pub use guest::{GuestNetwork, PodNetwork};
 pub use names::{Mac, TapName, Vni};
-
-use std::net::Ipv4Addr;
 
 /// UDP port of the tenants' VXLAN on the nodes. Not 4789 or 8472, so that the outer cluster's own overlay and the
 /// overlays inside tenants never share a socket with it.
@@ -23,12 +23,6 @@ pub const VXLAN_OVERHEAD: u32 = 50;
 pub const LAUNCHER_UID: u32 = 107;
 /// The interface that the pod network's plugin makes; container runtimes always name it so.
 pub const POD_INTERFACE: &str = "eth0";
-/// Address of the launcher pod on the guest's side: the guest's router.
-pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
-/// The guest's address behind masquerade, as KubeVirt's default.
-pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-/// Prefix length of the network of [`GATEWAY`] and [`GUEST`].
-pub const GUEST_PREFIX: u8 = 24;
 /// Port of the launcher's health endpoint in the pod's network namespace; never passed to the guest.
 pub const LAUNCHER_HEALTH_PORT: u16 = 49080;
 /// Port kept for the launcher's mTLS endpoint; never passed to the guest.

@@ -9,8 +9,9 @@ use std::fmt::Display;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::cni::Ports;
+use crate::guest::GuestNetwork;
 use crate::names::{BRIDGE_PREFIX, Mac, POD_BRIDGE_PREFIX, TapName};
-use crate::{GATEWAY, GUEST, GUEST_PREFIX, LAUNCHER_HEALTH_PORT, LAUNCHER_TLS_PORT, POD_INTERFACE, VXLAN_PORT};
+use crate::{LAUNCHER_HEALTH_PORT, LAUNCHER_TLS_PORT, POD_INTERFACE, VXLAN_PORT};
 
 /// The table of a node: `inet` family.
 pub const NODE_TABLE: &str = "kubernest";
@@ -65,8 +66,8 @@ table inet {NODE_TABLE} {{
 /// What reaches `eth0` on the ports asked for goes to the guest, what the guest sends leaves with the pod's address. The
 /// guest speaks to the pod itself only for DHCP and ping, and neither it nor the launcher reaches `outer_api` (the API
 /// server of the outer cluster) or link-local addresses.
-pub fn masquerade(tap: &TapName, ports: &Ports, outer_api: &BTreeSet<SocketAddrV4>) -> String {
-    let table = tap.table();
+pub fn masquerade(tap: &TapName, network: GuestNetwork, ports: &Ports, outer_api: &BTreeSet<SocketAddrV4>) -> String {
+    let (table, guest) = (tap.table(), network.guest());
     let api: BTreeSet<_> = outer_api
         .iter()
         .map(|api| format!("{} . {}", api.ip(), api.port()))
@@ -74,7 +75,7 @@ pub fn masquerade(tap: &TapName, ports: &Ports, outer_api: &BTreeSet<SocketAddrV
     let api = elements(&api);
     let dnat: String = inbound(ports)
         .iter()
-        .map(|ports| format!("    iifname \"{POD_INTERFACE}\" meta nfproto ipv4 {ports} dnat ip to {GUEST}\n"))
+        .map(|ports| format!("    iifname \"{POD_INTERFACE}\" meta nfproto ipv4 {ports} dnat ip to {guest}\n"))
         .collect();
     format!(
         r#"table inet {table} {{
@@ -89,22 +90,22 @@ table inet {table} {{
 {dnat}  }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
-    ip saddr {GATEWAY}/{GUEST_PREFIX} oifname "{POD_INTERFACE}" masquerade
+    ip saddr {network} oifname "{POD_INTERFACE}" masquerade
   }}
   chain input {{
     type filter hook input priority filter; policy accept;
     iifname != "{tap}" accept
     udp sport 68 udp dport 67 accept
-    ip saddr {GUEST} icmp type echo-request accept
+    ip saddr {guest} icmp type echo-request accept
     counter drop
   }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
     iifname "{POD_BRIDGE_PREFIX}*" oifname "{POD_BRIDGE_PREFIX}*" accept
     jump forbidden
-    iifname "{tap}" ip saddr != {GUEST} counter drop
+    iifname "{tap}" ip saddr != {guest} counter drop
     tcp flags syn tcp option maxseg size set rt mtu
-    iifname "{tap}" oifname "{POD_INTERFACE}" ip saddr {GUEST} accept
+    iifname "{tap}" oifname "{POD_INTERFACE}" ip saddr {guest} accept
     iifname "{POD_INTERFACE}" oifname "{tap}" ct state established,related accept
     iifname "{POD_INTERFACE}" oifname "{tap}" ct status dnat accept
     counter
@@ -245,7 +246,7 @@ mod tests {
 
     #[test]
     fn plan_rules_masquerade_all_ports() {
-        insta::assert_snapshot!(masquerade(&tap("tap0"), &Ports::All, &api()));
+        insta::assert_snapshot!(masquerade(&tap("tap0"), GuestNetwork::default(), &Ports::All, &api()));
     }
 
     #[test]
@@ -254,7 +255,20 @@ mod tests {
             tcp: [6443, 22].into(),
             udp: [53].into(),
         };
-        insta::assert_snapshot!(masquerade(&tap("tap0"), &ports, &BTreeSet::new()));
+        insta::assert_snapshot!(masquerade(
+            &tap("tap0"),
+            GuestNetwork::default(),
+            &ports,
+            &BTreeSet::new()
+        ));
+    }
+
+    #[test]
+    fn plan_rules_masquerade_of_a_chosen_network() {
+        let chosen = |network: &str| masquerade(&tap("tap0"), network.parse().unwrap(), &Ports::All, &api());
+        let default = chosen("10.0.2.0/24");
+        let moved = default.replace("10.0.2.", "192.168.7.").replace("/24", "/29");
+        assert_eq!(chosen("192.168.7.0/29"), moved);
     }
 
     #[test]

@@ -55,7 +55,7 @@ fn plan_cni_takes_the_mac_from_cni_args() {
 }
 
 #[test]
-fn plan_cni_reads_ports_of_masquerade() {
+fn plan_cni_reads_ports_and_network_of_masquerade() {
     let config = |cni: Value| json!({"cniVersion": "1.0.0", "mode": "masquerade", "args": {"cni": cni}});
     let ports = |cni| match Call::parse(wire(config(cni)))? {
         Call::Add(Request {
@@ -73,6 +73,18 @@ fn plan_cni_reads_ports_of_masquerade() {
             udp: [53].into()
         })
     );
+    let network = |text: &str| match Call::parse(wire(config(json!({"network": text}))))? {
+        Call::Add(Request {
+            attachment: Attachment::Masquerade(m),
+            ..
+        }) => Ok(m.network),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(
+        network("10.10.10.0/24").map(|network| network.guest()),
+        Ok([10, 10, 10, 2].into())
+    );
+    assert_eq!(network("127.0.0.0/8"), Err(Refused::Network("127.0.0.0/8".into())));
     for (port, protocol) in [(0, "TCP"), (65536, "TCP"), (49080, "TCP"), (49443, "TCP"), (1, "SCTP")] {
         let error = ports(json!({"ports": [{"port": port, "protocol": protocol}]})).unwrap_err();
         assert!(matches!(error, Refused::Port { port: p, .. } if p == port), "{error}");
