@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::LocalObjectReference;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::guest_network::{GuestNetwork, GuestNetworkError};
 use crate::quantity::Quantity;
 
 /// A source of a disk or filesystem; exactly one of the sources is set.
@@ -181,7 +182,25 @@ pub struct Network {
 /// The pod network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct PodNetwork {}
+pub struct PodNetwork {
+    /// IPv4 network of the guest behind a masquerade interface: its first address is the router's, its second the guest's.
+    /// It must not overlap the cluster's nodes and pods. Default `10.0.2.0/24`.
+    #[serde(rename = "vmNetworkCIDR", default, skip_serializing_if = "Option::is_none")]
+    pub vm_network_cidr: Option<String>,
+}
+
+impl PodNetwork {
+    /// The guest's network.
+    ///
+    /// # Errors
+    /// When the text is no such network.
+    pub fn guest_network(&self) -> Result<GuestNetwork, GuestNetworkError> {
+        match self.vm_network_cidr.as_deref() {
+            None | Some("") => Ok(GuestNetwork::default()),
+            Some(text) => text.parse(),
+        }
+    }
+}
 
 /// A network of Multus.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -8,7 +8,6 @@ pub mod control;
 pub mod fat;
 pub mod launch;
 pub mod machine;
-pub mod masquerade;
 pub mod paths;
 pub mod plan;
 pub mod termination;

@@ -5,6 +5,8 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use kubernest_crds::kubevirt::v1::GuestNetwork;
+
 use crate::{Accelerator, TapKind};
 
 /// One libvirt domain and what must exist before it starts.
@@ -297,6 +299,8 @@ pub struct Nic {
 /// What DHCP tells a guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dhcp {
+    /// Addresses of guest and router.
+    pub network: GuestNetwork,
     /// Options beyond the lease: number and value of 1 to 255 bytes.
     pub options: Vec<(u8, Vec<u8>)>,
     /// The server that it boots from, where that is known as an address.

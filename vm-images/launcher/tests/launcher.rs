@@ -71,6 +71,7 @@ fn launcher_serves_efi_config_drive_ephemeral_disks_dhcp_options_and_further_dev
             { "name": "a", "type": "tablet", "bus": "virtio" },
             { "name": "b", "type": "tablet", "bus": "usb" },
         ]);
+        spec["networks"] = json!([{ "name": "default", "pod": { "vmNetworkCIDR": "192.168.7.0/29" } }]);
         spec["domain"]["devices"]["interfaces"][0]["dhcpOptions"] = json!({
             "bootFileName": "boot.ipxe", "tftpServerName": "192.0.2.9", "ntpServers": ["192.0.2.1", "192.0.2.2"],
             "privateOptions": [{ "option": 240, "value": "ours" }],
@@ -95,6 +96,8 @@ fn launcher_serves_efi_config_drive_ephemeral_disks_dhcp_options_and_further_dev
         r#"guest: vdc openstack/latest/meta_data.json {"hostname":"vm-a""#,
         r#""public_keys":{"0":"ssh-ed25519 AAAA ops@example","1":"ssh-ed25519 BBBB"}"#,
         "guest: vdc openstack/latest/user_data #cloud-config",
+        "guest: dhcp ip=192.168.7.2 mask=29 router=192.168.7.1",
+        "guest: gateway answers",
         "guest: dhcp options bootfile=boot.ipxe tftp=192.0.2.9 next=192.0.2.9 ntp=192.0.2.1 192.0.2.2 240=6f757273",
     ] {
         assert!(said.contains(line), "{line}\n--- said\n{said}");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kubernest_crds::kubevirt::v1::{Interface, Network, VirtualMachineInstanceSpec};
+use kubernest_crds::kubevirt::v1::{Interface, Network, PodNetwork, VirtualMachineInstanceSpec};
 
 use super::{dhcp, unsupported};
 use crate::decision::{Report, reasons};
@@ -67,6 +67,12 @@ fn check_networks(report: &mut Report, f: &str, networks: &[Network], interfaces
                 report.add(reasons::REQUIRED, &at, "CNI delegating plugin must have a networkName");
             }
             _ => {}
+        }
+        // KubeVirt lets any text in, and its launcher then fails by it.
+        if let Some(Err(why)) = network.pod.as_ref().map(PodNetwork::guest_network) {
+            let field = format!("{at}.pod.vmNetworkCIDR");
+            let message = format!("{field}: {why}");
+            report.invalid(field, message);
         }
         if networks[..index].iter().any(|other| other.name == network.name) {
             let message = format!(

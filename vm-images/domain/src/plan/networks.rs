@@ -2,7 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use kubernest_crds::kubevirt::v1::{DHCP_PRIVATE, DHCP_TOTAL_BYTES, DHCP_VALUE_BYTES, DhcpOptions, Interface};
+use kubernest_crds::kubevirt::v1::{
+    DHCP_PRIVATE, DHCP_TOTAL_BYTES, DHCP_VALUE_BYTES, DhcpOptions, GuestNetwork, Interface,
+};
 
 use super::{PlanError, invalid, missing, unsupported};
 use crate::machine::{Dhcp, Nic};
@@ -47,12 +49,25 @@ pub(super) fn nics(launch: &Launch) -> Result<Vec<Nic>, PlanError> {
                 .iter()
                 .find(|tap| tap.name == interface.name)
                 .ok_or_else(|| missing(format!("{field}.name"), &interface.name))?;
-            nic(&field, interface, tap)
+            nic(&field, interface, tap, guest_network(launch, &interface.name)?)
         })
         .collect()
 }
 
-fn nic(field: &str, interface: &Interface, tap: &TapInterface) -> Result<Nic, PlanError> {
+/// The guest's network behind an interface; KubeVirt's where the pod network names none.
+fn guest_network(launch: &Launch, name: &str) -> Result<GuestNetwork, PlanError> {
+    let mut networks = launch.vmi.spec.networks.iter().flatten().enumerate();
+    let pod =
+        networks.find_map(|(index, network)| Some((index, network.pod.as_ref().filter(|_| network.name == name)?)));
+    let Some((index, pod)) = pod else {
+        return Ok(GuestNetwork::default());
+    };
+    let field = format!("spec.networks[{index}].pod.vmNetworkCIDR");
+    pod.guest_network()
+        .map_err(|_| invalid(field, "is no IPv4 network that a guest can be on"))
+}
+
+fn nic(field: &str, interface: &Interface, tap: &TapInterface, network: GuestNetwork) -> Result<Nic, PlanError> {
     let kind = match (&interface.masquerade, &interface.bridge) {
         (Some(_), None) => TapKind::Masquerade,
         (None, Some(_)) => TapKind::Bridge,
@@ -89,8 +104,10 @@ fn nic(field: &str, interface: &Interface, tap: &TapInterface) -> Result<Nic, Pl
         ));
     }
     let dhcp = match (kind, &interface.dhcp_options) {
-        (TapKind::Masquerade, None) => Some(Dhcp::default()),
-        (TapKind::Masquerade, Some(options)) => Some(dhcp(&format!("{field}.dhcpOptions"), options)?),
+        (TapKind::Masquerade, options) => {
+            let options = options.clone().unwrap_or_default();
+            Some(dhcp(&format!("{field}.dhcpOptions"), network, &options)?)
+        }
         (TapKind::Bridge, None) => None,
         (TapKind::Bridge, Some(_)) => return Err(unsupported(format!("{field}.dhcpOptions"))),
     };
@@ -108,7 +125,7 @@ fn nic(field: &str, interface: &Interface, tap: &TapInterface) -> Result<Nic, Pl
     })
 }
 
-fn dhcp(field: &str, asked: &DhcpOptions) -> Result<Dhcp, PlanError> {
+fn dhcp(field: &str, network: GuestNetwork, asked: &DhcpOptions) -> Result<Dhcp, PlanError> {
     if asked.bytes() > DHCP_TOTAL_BYTES {
         return Err(invalid(field, "must not take more than 768 bytes in an answer"));
     }
@@ -141,7 +158,11 @@ fn dhcp(field: &str, asked: &DhcpOptions) -> Result<Dhcp, PlanError> {
     }
     options.retain(|(_, value)| !value.is_empty());
     let boot_server = asked.tftp_server_name.as_ref().and_then(|name| name.parse().ok());
-    Ok(Dhcp { options, boot_server })
+    Ok(Dhcp {
+        network,
+        options,
+        boot_server,
+    })
 }
 
 fn mac(text: &str) -> Option<[u8; 6]> {

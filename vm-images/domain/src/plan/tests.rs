@@ -244,6 +244,21 @@ fn plan_dhcp_options_that_cannot_be_told(#[case] options: Value, #[case] message
 }
 
 #[test]
+fn plan_guest_network() {
+    let on = |pod: Value| {
+        let mut document = node();
+        document["vmi"]["spec"]["networks"][0]["pod"] = pod;
+        plan::machine(&launch("tcg", document)).map(|machine| machine.nics[0].dhcp.clone().unwrap().network.guest())
+    };
+    assert_eq!(on(json!({})).unwrap(), std::net::Ipv4Addr::new(10, 0, 2, 2));
+    let chosen = on(json!({ "vmNetworkCIDR": "192.168.7.0/29" })).unwrap();
+    assert_eq!(chosen, std::net::Ipv4Addr::new(192, 168, 7, 2));
+    let refused = on(json!({ "vmNetworkCIDR": "127.0.0.0/8" })).unwrap_err().to_string();
+    let field = "spec.networks[0].pod.vmNetworkCIDR";
+    assert_eq!(refused, format!("{field}: is no IPv4 network that a guest can be on"));
+}
+
+#[test]
 fn plan_serves_dhcp_behind_masquerade_only() {
     let machine = plan::machine(&launch("tcg", node())).unwrap();
     let served: Vec<_> = machine.nics.iter().map(|nic| nic.dhcp.is_some()).collect();

@@ -7,7 +7,6 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use kubernest_domain::machine::{Dhcp, Machine, Nic};
-use kubernest_domain::masquerade;
 use tokio::net::UdpSocket;
 
 use super::{Lease, resolv};
@@ -72,9 +71,9 @@ fn lease(nic: &Nic, dhcp: &Dhcp, hostname: &str, resolv_conf: &str) -> Lease {
     let (dns, search) = resolv::parse(resolv_conf);
     Lease {
         mac: nic.mac,
-        address: masquerade::GUEST,
-        mask: masquerade::MASK,
-        gateway: masquerade::GATEWAY,
+        address: dhcp.network.guest(),
+        mask: dhcp.network.mask(),
+        gateway: dhcp.network.gateway(),
         dns,
         search,
         hostname: hostname.to_owned(),

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -101,6 +101,7 @@ impl Pod {
                 Path::new(env!("CARGO_BIN_EXE_kubernest-launcher")),
                 &guest,
             ])
+            .arg(gateway(&launch))
             .stdin(Stdio::null())
             .stdout(File::create(at("stdout")).unwrap())
             .stderr(File::create(at("stderr")).unwrap())
@@ -247,6 +248,15 @@ fn guest() -> PathBuf {
         .unwrap();
     assert!(made.status.success(), "tests/guest/build failed");
     PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())
+}
+
+/// The tap's address and prefix length, as the CNI plugin gives it.
+fn gateway(launch: &Value) -> String {
+    let chosen = launch.pointer("/vmi/spec/networks/0/pod/vmNetworkCIDR");
+    let network = chosen.and_then(Value::as_str).unwrap_or("10.0.2.0/24");
+    let (address, prefix) = network.split_once('/').unwrap();
+    let address: Ipv4Addr = address.parse().unwrap();
+    format!("{}/{prefix}", Ipv4Addr::from_bits(address.to_bits() + 1))
 }
 
 fn launch(then: &str) -> Value {

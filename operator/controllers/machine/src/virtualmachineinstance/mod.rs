@@ -210,7 +210,9 @@ pub async fn reconcile(instance: Arc<VirtualMachineInstance>, ctx: Arc<Context>)
     if deleting || is_final(phase_of(&instance)) {
         apply::end(&instance, &observed, &ctx).await?;
     } else if waits_for_a_pod(&instance) && observed.pod.is_none() {
-        match validate::validate(&instance, &observed.claims) {
+        let nodes = observed.nodes.iter().map(|node| &**node);
+        let machine = validate::validate(&instance, &observed.claims);
+        match machine.and_then(|machine| networks::clear_of_the_cluster(machine, nodes)) {
             Ok(machine) => match apply::start(&machine, &observed, &ctx).await {
                 Ok(pod) => observed.pod = Some(pod),
                 // Told to the user before it is tried again.

@@ -373,7 +373,7 @@ fn interfaces(instance: &VirtualMachineInstance, pod: Option<&Pod>) -> Option<Ve
             .map(|attachment| attachment.mac.clone())
             .filter(|mac| !mac.is_empty());
         let (addresses, mac) = match nic.binding {
-            Binding::Masquerade(_) => {
+            Binding::Masquerade { .. } => {
                 let all = status.and_then(|status| status.pod_ips.clone()).unwrap_or_default();
                 (all.into_iter().map(|address| address.ip).collect(), nic.mac)
             }

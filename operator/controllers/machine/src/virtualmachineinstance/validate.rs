@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 use kubernest_crds::kubevirt::v1::{
-    Cpu, Disk, DiskTarget, Interface, Masquerade, Memory, Network, PodNetwork, Port, VirtualMachineInstance, Volume,
-    start_strategy,
+    Cpu, Disk, DiskTarget, GuestNetwork, Interface, Masquerade, Memory, Network, PodNetwork, Port,
+    VirtualMachineInstance, Volume, start_strategy,
 };
 use kubernest_crds::quantity::Quantity;
 use kubernest_domain::{ClaimedVolume, VolumeMode};
@@ -48,8 +48,13 @@ pub struct Nic {
 /// How an interface attaches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Binding {
-    /// Behind the pod's address; these ports are forwarded, or all if there are none.
-    Masquerade(Vec<Port>),
+    /// Behind the pod's address.
+    Masquerade {
+        /// What is forwarded; everything if there are none.
+        ports: Vec<Port>,
+        /// The guest's addresses.
+        network: GuestNetwork,
+    },
     /// A network of Multus: namespace and name of its NetworkAttachmentDefinition.
     Bridge(String, String),
 }
@@ -197,7 +202,7 @@ fn default_network(instance: &mut VirtualMachineInstance) {
         }]);
         instance.spec.networks = Some(vec![Network {
             name: DEFAULT_NETWORK.to_owned(),
-            pod: Some(PodNetwork {}),
+            pod: Some(PodNetwork::default()),
             multus: None,
         }]);
     }
@@ -283,11 +288,16 @@ fn nics(instance: &VirtualMachineInstance) -> Result<Vec<Nic>, Obstacle> {
     let mut nics = Vec::with_capacity(interfaces.len());
     for (index, interface) in interfaces.iter().enumerate() {
         let field = format!("spec.domain.devices.interfaces[{index}]");
-        let network = networks.iter().find(|network| network.name == interface.name);
-        let network =
-            network.ok_or_else(|| invalid(&field, format!("there is no network named '{}'", interface.name)))?;
+        let at = networks.iter().position(|network| network.name == interface.name);
+        let at = at.ok_or_else(|| invalid(&field, format!("there is no network named '{}'", interface.name)))?;
+        let network = &networks[at];
         let binding = match (&interface.masquerade, &interface.bridge, &network.pod, &network.multus) {
-            (Some(_), None, Some(_), None) => Binding::Masquerade(interface.ports.clone().unwrap_or_default()),
+            (Some(_), None, Some(pod), None) => Binding::Masquerade {
+                ports: interface.ports.clone().unwrap_or_default(),
+                network: pod
+                    .guest_network()
+                    .map_err(|why| invalid(format!("spec.networks[{at}].pod.vmNetworkCIDR"), why.to_string()))?,
+            },
             (None, Some(_), None, Some(multus)) => {
                 let own = instance.namespace().unwrap_or_default();
                 let (namespace, name) = multus

@@ -179,6 +179,20 @@ fn build_pod_tells_the_launcher_and_multus_the_same() {
 }
 
 #[test]
+fn build_pod_asks_for_the_guests_network_where_one_is_chosen() {
+    let asked = |cidr: &str| {
+        let mut chosen = instance();
+        chosen.spec.networks.as_mut().unwrap()[0].pod = Some(read(json!({"vmNetworkCIDR": cidr})));
+        chosen.spec.domain.devices.interfaces.as_mut().unwrap()[0].ports = None;
+        let pod = built(&chosen, Accelerator::Tcg);
+        let networks = pod["metadata"]["annotations"][networks::ANNOTATION].as_str().unwrap();
+        serde_json::from_str::<Value>(networks).unwrap()[0]["cni-args"].clone()
+    };
+    assert_eq!(asked("10.10.10.7/24"), json!({"network": "10.10.10.0/24"}));
+    assert_eq!(asked("10.0.2.0/24"), Value::Null);
+}
+
+#[test]
 fn build_pod_requests_guest_and_overhead() {
     let mib = 1_u64 << 20;
     assert_eq!(

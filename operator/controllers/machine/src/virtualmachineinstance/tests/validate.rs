@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::Node;
 use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use super::super::reasons;
 use super::super::validate::{Obstacle, validate};
+use super::super::{networks, reasons};
 use super::{claims, instance, read};
 
 #[test]
@@ -61,6 +62,8 @@ fn validate_fills_in_kubevirts_defaults() {
 #[case::twice(json!({"/spec/volumes/1/name": "os"}), "spec.volumes[1].name: 'os' is there twice")]
 #[case::source(json!({"/spec/volumes/0/emptyDisk": {"capacity": "1Gi"}}), "spec.volumes[0]: must have exactly one source")]
 #[case::network(json!({"/spec/networks/1/name": "x"}), "spec.domain.devices.interfaces[1]: there is no network named")]
+#[case::guest_network(json!({"/spec/networks/0/pod": {"vmNetworkCIDR": "10.0.2.0/31"}}),
+    "spec.networks[0].pod.vmNetworkCIDR: less than 4 addresses on network")]
 #[case::binding(json!({"/spec/domain/devices/interfaces/0/bridge": {}}), "spec.domain.devices.interfaces[0]: must be")]
 fn validate_names_the_field(#[case] change: Value, #[case] expected: &str) {
     let mut value = serde_json::to_value(instance()).unwrap();
@@ -71,6 +74,37 @@ fn validate_names_the_field(#[case] change: Value, #[case] expected: &str) {
     let error = validate(&read(value), &claims("Filesystem")).unwrap_err();
     assert!(error.to_string().starts_with(expected), "{error}");
     assert_eq!(error.reason(), reasons::INVALID);
+}
+
+/// A chosen network must be clear of nodes and pods; the default is nobody's choice.
+#[rstest]
+#[case("192.168.7.0/24", None)]
+#[case("10.0.2.0/24", None)]
+#[case("10.244.1.0/28", Some("10.244.1.0/28 overlaps 10.244.1.0/24"))]
+#[case("10.244.0.0/16", Some("10.244.0.0/16 overlaps 10.244.1.0/24"))]
+#[case("192.0.2.0/24", Some("192.0.2.0/24 overlaps 192.0.2.10/32"))]
+fn validate_guest_network_clear_of_the_cluster(#[case] cidr: &str, #[case] expected: Option<&str>) {
+    let nodes: Vec<Node> = ["10.0.2.0/24", "10.244.1.0/24"]
+        .map(|pods| {
+            read(json!({
+                "spec": {"podCIDRs": [pods, "fd00::/64"]},
+                "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.10"}, {"type": "Hostname", "address": "n"}]},
+            }))
+        })
+        .into();
+    let mut chosen = instance();
+    chosen.spec.networks.as_mut().unwrap()[0].pod = Some(read(json!({"vmNetworkCIDR": cidr})));
+    let machine = validate(&chosen, &claims("Filesystem")).unwrap();
+    let answer = networks::clear_of_the_cluster(machine, nodes.iter()).map(|_| ());
+    let expected = expected.map(|why| {
+        format!("spec.networks[0].pod.vmNetworkCIDR: {why}, where nodes or pods of this cluster are: choose another")
+    });
+    assert_eq!(answer.as_ref().err().map(ToString::to_string), expected);
+    assert!(
+        answer
+            .err()
+            .is_none_or(|obstacle| obstacle.reason() == reasons::INVALID)
+    );
 }
 
 #[test]
