@@ -37,7 +37,7 @@ pub struct Volume {
     /// A ConfigMap's keys as files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_map: Option<ConfigMapVolumeSource>,
-    /// A service account's token; not supported yet.
+    /// A service account's token, CA certificate and namespace as files; one such volume at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account: Option<ServiceAccountSource>,
 }
@@ -156,11 +156,12 @@ pub struct ConfigMapVolumeSource {
     pub volume_label: Option<String>,
 }
 
-/// A service account's token.
+/// A service account's token, as the kubelet gives it to the pod: a token for the API server that ends with the pod. Shared as
+/// a file system it is kept fresh, as a disk it stays what it was when the guest started.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceAccountSource {
-    /// Name of the service account.
+    /// Name of the service account, in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account_name: Option<String>,
 }

@@ -55,7 +55,11 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
                 "virtiofs is not allowed: virtiofs feature gate is not enabled for PVC",
             ),
             // Only what the kubelet keeps as files can be shared.
-            Some(volume) if volume.secret.is_none() && volume.config_map.is_none() => unsupported(report, at),
+            Some(volume)
+                if volume.secret.is_none() && volume.config_map.is_none() && volume.service_account.is_none() =>
+            {
+                unsupported(report, at);
+            }
             _ => {}
         }
     }

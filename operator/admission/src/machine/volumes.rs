@@ -2,7 +2,7 @@
 
 use kubernest_crds::kubevirt::v1::{VirtualMachineInstanceSpec, Volume};
 
-use super::{cloudinit, unsupported};
+use super::cloudinit;
 use crate::decision::Report;
 
 const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
@@ -20,18 +20,11 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
         }
         check_source(report, &at, volume);
     }
-    let accounts = volumes.iter().enumerate();
-    let accounts: Vec<_> = accounts
-        .filter(|(_, volume)| volume.service_account.is_some())
-        .collect();
-    match accounts.as_slice() {
-        [] => {}
-        [(index, _)] => unsupported(report, format!("{f}.volumes[{index}].serviceAccount")),
-        _ => {
-            let field = format!("{f}.volumes");
-            let message = format!("{field} must have max one serviceAccount volume set");
-            report.invalid(field, message);
-        }
+    // A pod has one account, and the kubelet gives it no other's token.
+    if volumes.iter().filter(|volume| volume.service_account.is_some()).count() > 1 {
+        let field = format!("{f}.volumes");
+        let message = format!("{field} must have max one serviceAccount volume set");
+        report.invalid(field, message);
     }
 }
 
@@ -67,6 +60,13 @@ fn check_source(report: &mut Report, at: &str, volume: &Volume) {
         (
             "secret.secretName",
             volume.secret.as_ref().map(|source| &source.secret_name),
+        ),
+        (
+            "serviceAccount.serviceAccountName",
+            volume
+                .service_account
+                .as_ref()
+                .map(|source| &source.service_account_name),
         ),
     ] {
         if named.is_some_and(|name| name.as_deref().unwrap_or_default().is_empty()) {

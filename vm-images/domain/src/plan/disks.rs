@@ -209,14 +209,15 @@ fn source_of(
         let data = cloud_init_of(launch, hostname, &field, &name, layout, cloud_init)?;
         found.push((Source::CloudInit(data), Backend::Raw(made("img")), false));
     }
-    let files = match (&volume.secret, &volume.config_map) {
-        (Some(secret), None) => Some(("secret", &secret.volume_label)),
-        (None, Some(config_map)) => Some(("configMap", &config_map.volume_label)),
-        (None, None) => None,
-        (Some(_), Some(_)) => return Err(invalid(field, "must have exactly one source type set")),
-    };
-    if let Some((kind, volume_label)) = files {
-        let volume_label = volume_label.as_deref().unwrap_or("cfgdata");
+    let secret = volume.secret.as_ref();
+    let config_map = volume.config_map.as_ref();
+    let files = [
+        secret.map(|secret| ("secret", secret.volume_label.as_deref())),
+        config_map.map(|config_map| ("configMap", config_map.volume_label.as_deref())),
+        volume.service_account.as_ref().map(|_| ("serviceAccount", None)),
+    ];
+    for (kind, volume_label) in files.into_iter().flatten() {
+        let volume_label = volume_label.unwrap_or("cfgdata");
         if fat::label(volume_label).is_none() {
             return Err(invalid(
                 format!("{field}.{kind}.volumeLabel"),
@@ -378,9 +379,9 @@ pub(super) fn shares(launch: &Launch) -> Result<Vec<Share>, PlanError> {
                 .iter()
                 .find(|volume| volume.name == filesystem.name)
                 .ok_or_else(|| missing(format!("{field}.name"), &filesystem.name))?;
-            if volume.secret.is_none() && volume.config_map.is_none() {
+            if volume.secret.is_none() && volume.config_map.is_none() && volume.service_account.is_none() {
                 return Err(unsupported(format!(
-                    "{field}.virtiofs of a volume that is neither secret nor configMap"
+                    "{field}.virtiofs of a volume that is neither secret, configMap nor serviceAccount"
                 )));
             }
             let directory = Path::new(paths::VOLUMES).join(&tag);

@@ -191,6 +191,8 @@ fn plan_claims_leave_room_for_the_file_system() {
 #[case(disk(json!({}), json!({})), "spec.volumes[0]: must have exactly one source type set")]
 #[case(disk(json!({}), json!({ "emptyDisk": { "capacity": "1Gi" }, "secret": {} })),
     "spec.volumes[0]: must have exactly one source type set")]
+#[case(disk(json!({}), json!({ "secret": {}, "serviceAccount": {} })),
+    "spec.volumes[0]: must have exactly one source type set")]
 #[case(disk(json!({}), json!({ "persistentVolumeClaim": { "claimName": "c" } })), "volumes 'd' not found")]
 #[case(disk(json!({}), json!({ "cloudInitNoCloud": { "userData": "a", "userDataBase64": "YQ==" } })),
     "spec.volumes[0].cloudInitNoCloud.userData: must have only one source")]
@@ -201,6 +203,22 @@ fn plan_claims_leave_room_for_the_file_system() {
 fn plan_refuses_by_field(#[case] vmi: Value, #[case] message: &str) {
     let refused = plan::machine(&launch("tcg", json!({ "vmi": vmi }))).unwrap_err();
     assert_eq!(refused.to_string(), message);
+}
+
+#[test]
+fn plan_service_account_is_files_for_disk_and_share() {
+    let account = json!({ "name": "d", "serviceAccount": { "serviceAccountName": "robot" } });
+    let spec =
+        |devices: Value| json!({ "vmi": { "spec": { "domain": { "devices": devices }, "volumes": [account] } } });
+    let disk = plan::machine(&launch("tcg", spec(json!({ "disks": [{ "name": "d" }] })))).unwrap();
+    let files = crate::machine::Source::Files {
+        directory: "/run/volumes/d".into(),
+        label: "cfgdata".into(),
+    };
+    assert_eq!((&disk.disks[0].source, disk.disks[0].read_only), (&files, true));
+    let shared = json!({ "filesystems": [{ "name": "d", "virtiofs": {} }] });
+    let shared = plan::machine(&launch("tcg", spec(shared))).unwrap();
+    assert_eq!(shared.shares[0].directory, std::path::Path::new("/run/volumes/d"));
 }
 
 /// One interface behind masquerade with these options.

@@ -1,7 +1,8 @@
 //! The launcher pod of a [`Machine`]: one container under Pod Security `restricted`, told everything in one variable.
 //!
 //! Pure: the same machine, accelerator and name of a key pair give the same pod. Paths, ports and names are the contract with
-//! `kubernest-domain` and the CNI plugin. No token, no host path, no host namespace.
+//! `kubernest-domain` and the CNI plugin. No host path, no host namespace, and a token
+//! only where the guest is to have it.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,7 @@ use kubernest_crds::labels;
 use kubernest_domain::{Accelerator, LAUNCH_ENV, Launch, paths};
 
 use super::validate::Machine;
-use super::{networks, resources, volumes};
+use super::{networks, resources, validate, volumes};
 use crate::names;
 
 /// Name of the only container (KubeVirt's name).
@@ -94,6 +95,8 @@ pub fn launcher_pod(
             image_pull_secrets: pull_secrets(spec),
             restart_policy: Some("Never".to_owned()),
             termination_grace_period_seconds: Some(pod_grace_seconds(spec)),
+            // Only a pod of that account is given its token, and only where a volume asks for it.
+            service_account_name: validate::service_accounts(spec).next().map(str::to_owned),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             security_context: Some(PodSecurityContext {

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 use kubernest_crds::kubevirt::v1::{
     Cpu, Disk, DiskTarget, GuestNetwork, Interface, Masquerade, Memory, Network, PodNetwork, Port,
-    VirtualMachineInstance, Volume, start_strategy,
+    VirtualMachineInstance, VirtualMachineInstanceSpec, Volume, start_strategy,
 };
 use kubernest_crds::quantity::Quantity;
 use kubernest_domain::{ClaimedVolume, VolumeMode};
@@ -225,6 +225,12 @@ fn check_volumes(instance: &VirtualMachineInstance) -> Result<(), Obstacle> {
             ));
         }
     }
+    if service_accounts(&instance.spec).count() > 1 {
+        return Err(invalid("spec.volumes", "must have max one serviceAccount volume set"));
+    }
+    if service_accounts(&instance.spec).any(str::is_empty) {
+        return Err(invalid("spec.volumes", "must name the service account"));
+    }
     let devices = &instance.spec.domain.devices;
     let disks = devices.disks.iter().flatten().map(|disk| ("disks", disk.name.as_str()));
     let shares = devices
@@ -265,6 +271,16 @@ fn check_probes(instance: &VirtualMachineInstance) -> Result<(), Obstacle> {
     Ok(())
 }
 
+/// Names of the service accounts whose token the guest is to have; empty where one is not named.
+pub fn service_accounts(spec: &VirtualMachineInstanceSpec) -> impl Iterator<Item = &str> {
+    let sources = spec
+        .volumes
+        .iter()
+        .flatten()
+        .filter_map(|volume| volume.service_account.as_ref());
+    sources.map(|source| source.service_account_name.as_deref().unwrap_or_default())
+}
+
 fn sources(volume: &Volume) -> usize {
     [
         volume.container_disk.is_some(),
@@ -275,6 +291,7 @@ fn sources(volume: &Volume) -> usize {
         volume.empty_disk.is_some(),
         volume.secret.is_some(),
         volume.config_map.is_some(),
+        volume.service_account.is_some(),
     ]
     .into_iter()
     .filter(|set| *set)

@@ -4,8 +4,9 @@
 //! Secrets and ConfigMaps are mounted by the kubelet: neither this controller nor the launcher reads them by API.
 
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, EmptyDirVolumeSource, ImageVolumeSource, PersistentVolumeClaimVolumeSource,
-    SecretVolumeSource, Volume, VolumeDevice, VolumeMount,
+    ConfigMapProjection, ConfigMapVolumeSource, DownwardAPIProjection, DownwardAPIVolumeFile, EmptyDirVolumeSource,
+    ImageVolumeSource, KeyToPath, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, ProjectedVolumeSource,
+    SecretVolumeSource, ServiceAccountTokenProjection, Volume, VolumeDevice, VolumeMount, VolumeProjection,
 };
 use kubernest_crds::kubevirt::v1 as kubevirt;
 use kubernest_domain::{VolumeMode, paths};
@@ -18,6 +19,12 @@ const KERNEL_VOLUME: &str = "kubernest-kernel-boot";
 const CONTROL_VOLUME: &str = "kubernest-control";
 /// Owner and group may read: the launcher is in the group (fsGroup).
 const SECRET_MODE: i32 = 0o440;
+/// Lifetime of a service account's token in seconds: what Kubernetes asks for when it mounts one itself (its admission plugin
+/// ServiceAccount). API servers let such a token live on for a year with its pod, so that one on a disk, which nobody renews,
+/// is of use to a guest.
+const TOKEN_SECONDS: i64 = 3607;
+/// ConfigMap with the API server's CA certificate, which Kubernetes keeps in each namespace.
+const ROOT_CA: &str = "kube-root-ca.crt";
 
 /// A pod's volumes and how its container sees them.
 #[derive(Debug, Default)]
@@ -166,6 +173,14 @@ fn add(mounted: &mut Mounted, machine: &Machine, index: usize, volume: &kubevirt
         };
         mounted.add(volume, format!("{}/{name}", paths::VOLUMES), true);
     }
+    if volume.service_account.is_some() {
+        let volume = Volume {
+            name: name.to_owned(),
+            projected: Some(service_account()),
+            ..Volume::default()
+        };
+        mounted.add(volume, format!("{}/{name}", paths::VOLUMES), true);
+    }
     if let Some(cloud_init) = volume.cloud_init() {
         let data = [
             ("user", &cloud_init.secret_ref),
@@ -181,5 +196,47 @@ fn add(mounted: &mut Mounted, machine: &Machine, index: usize, volume: &kubevirt
                 path,
             );
         }
+    }
+}
+
+/// The three files that Kubernetes mounts into pods, of the pod's own account.
+fn service_account() -> ProjectedVolumeSource {
+    let token = VolumeProjection {
+        service_account_token: Some(ServiceAccountTokenProjection {
+            audience: None,
+            expiration_seconds: Some(TOKEN_SECONDS),
+            path: "token".to_owned(),
+        }),
+        ..VolumeProjection::default()
+    };
+    let ca = VolumeProjection {
+        config_map: Some(ConfigMapProjection {
+            name: ROOT_CA.to_owned(),
+            items: Some(vec![KeyToPath {
+                key: "ca.crt".to_owned(),
+                path: "ca.crt".to_owned(),
+                mode: None,
+            }]),
+            optional: None,
+        }),
+        ..VolumeProjection::default()
+    };
+    let namespace = DownwardAPIVolumeFile {
+        field_ref: Some(ObjectFieldSelector {
+            field_path: "metadata.namespace".to_owned(),
+            api_version: None,
+        }),
+        path: "namespace".to_owned(),
+        ..DownwardAPIVolumeFile::default()
+    };
+    let namespace = VolumeProjection {
+        downward_api: Some(DownwardAPIProjection {
+            items: Some(vec![namespace]),
+        }),
+        ..VolumeProjection::default()
+    };
+    ProjectedVolumeSource {
+        default_mode: Some(SECRET_MODE),
+        sources: Some(vec![token, ca, namespace]),
     }
 }

@@ -149,6 +149,27 @@ fn build_pod_mounts_where_the_launcher_looks() {
 }
 
 #[test]
+fn build_pod_has_a_service_accounts_token_only_where_the_guest_is_to_have_it() {
+    let plain = built(&instance(), Accelerator::Tcg);
+    assert_eq!(plain["spec"]["serviceAccountName"], Value::Null);
+    assert!(!plain.to_string().contains("serviceAccountToken\""), "{plain}");
+    let mut asked = instance();
+    let account = json!({"name": "robot", "serviceAccount": {"serviceAccountName": "robot-account"}});
+    asked.spec.volumes.as_mut().unwrap().push(read(account));
+    let pod = built(&asked, Accelerator::Tcg);
+    assert_eq!(pod["spec"]["serviceAccountName"], "robot-account");
+    assert_eq!(pod["spec"]["automountServiceAccountToken"], false, "nowhere else");
+    let (volume, mount) = mount_of(&pod, "/run/volumes/robot");
+    assert_eq!(mount["readOnly"], true);
+    let sources = json!([
+        {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
+    ]);
+    assert_eq!(volume["projected"], json!({"defaultMode": 0o440, "sources": sources}));
+}
+
+#[test]
 fn build_pod_tells_the_launcher_and_multus_the_same() {
     let pod = built(&instance(), Accelerator::Tcg);
     let networks: Value =

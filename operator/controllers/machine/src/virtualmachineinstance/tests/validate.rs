@@ -61,6 +61,12 @@ fn validate_fills_in_kubevirts_defaults() {
 #[case::volume(json!({"/spec/volumes/0/name": "other"}), "spec.domain.devices.disks: there is no volume named 'os'")]
 #[case::twice(json!({"/spec/volumes/1/name": "os"}), "spec.volumes[1].name: 'os' is there twice")]
 #[case::source(json!({"/spec/volumes/0/emptyDisk": {"capacity": "1Gi"}}), "spec.volumes[0]: must have exactly one source")]
+#[case::accounts(json!({
+        "/spec/volumes/2/secret": null, "/spec/volumes/2/serviceAccount": {"serviceAccountName": "a"},
+        "/spec/volumes/3/cloudInitNoCloud": null, "/spec/volumes/3/serviceAccount": {"serviceAccountName": "b"}}),
+    "spec.volumes: must have max one serviceAccount volume set")]
+#[case::account(json!({"/spec/volumes/2/secret": null, "/spec/volumes/2/serviceAccount": {}}),
+    "spec.volumes: must name the service account")]
 #[case::network(json!({"/spec/networks/1/name": "x"}), "spec.domain.devices.interfaces[1]: there is no network named")]
 #[case::guest_network(json!({"/spec/networks/0/pod": {"vmNetworkCIDR": "10.0.2.0/31"}}),
     "spec.networks[0].pod.vmNetworkCIDR: less than 4 addresses on network")]
