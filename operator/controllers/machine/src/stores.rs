@@ -46,7 +46,7 @@ pub struct Stores {
     pub pods: Store<Pod>,
     /// Claims: volume mode, requested and real size.
     pub claims: Store<PersistentVolumeClaim>,
-    /// Nodes: labels, taints and allocatable resources.
+    /// Nodes: labels, taints, allocatable resources, their addresses and those of their pods.
     pub nodes: Store<Node>,
 }
 
@@ -416,10 +416,12 @@ fn prune_node(node: &mut Node) {
     node.spec = Some(NodeSpec {
         taints: spec.taints,
         unschedulable: spec.unschedulable,
+        pod_cidrs: spec.pod_cidrs,
         ..NodeSpec::default()
     });
     node.status = Some(NodeStatus {
         allocatable: status.allocatable,
+        addresses: status.addresses,
         ..NodeStatus::default()
     });
 }

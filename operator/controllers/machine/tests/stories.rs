@@ -6,6 +6,7 @@
 // Helpers of tests are tests as well; clippy sees only functions marked so.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod asked;
 mod credentials;
 mod replicas;
 mod requests;
@@ -85,6 +86,7 @@ async fn reconcile_stories_against_a_real_api_server() {
     )
     .await;
     requests::tell(&theatre).await;
+    asked::tell(&theatre).await;
     story(
         "credentials",
         credentials::reconcile_credentials(&Stage::set(&theatre, "credentials").await, &theatre).boxed(),
