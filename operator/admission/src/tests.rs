@@ -202,10 +202,7 @@ fn admit_agrees_with_kubevirt() {
 }
 
 /// What needs a guest agent, or a kind that is not there.
-const NOT_YET: &[&str] = &[
-    "probe-exec",
-    "probe-guestping",
-];
+const NOT_YET: &[&str] = &["probe-exec", "probe-guestping"];
 
 /// Where our answer to a case is another than KubeVirt's.
 fn disagreement(case: &Value) -> Option<(String, String)> {
