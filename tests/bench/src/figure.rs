@@ -47,6 +47,14 @@ impl Figure {
         }
     }
 
+    /// A figure next to its baseline, without a goal.
+    pub fn beside(name: &'static str, value: f64, unit: &'static str, baseline: f64) -> Self {
+        Self {
+            goal: None,
+            ..Self::against(name, value, unit, baseline, 0.0)
+        }
+    }
+
     fn verdict(&self) -> &'static str {
         match self.goal {
             None => "",
@@ -62,6 +70,13 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
     let upper = *values.get(values.len() / 2)?;
     let lower = *values.get((values.len() - 1) / 2)?;
     Some(f64::midpoint(lower, upper))
+}
+
+/// The value that this part of what was measured does not exceed (nearest rank).
+pub fn percentile(mut values: Vec<f64>, part: f64) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let rank = (part * values.len() as f64).ceil() as usize;
+    values.get(rank.saturating_sub(1)).copied()
 }
 
 /// Prints the table and writes the list as JSON.
@@ -102,6 +117,14 @@ mod tests {
         assert_eq!(median(vec![3.0]), Some(3.0));
         assert_eq!(median(vec![9.0, 1.0, 4.0]), Some(4.0));
         assert_eq!(median(vec![4.0, 1.0, 2.0, 9.0]), Some(3.0));
+    }
+
+    #[test]
+    fn unit_percentile_is_a_value_that_was_measured() {
+        let values: Vec<f64> = (1..=20).map(f64::from).collect();
+        assert_eq!(percentile(values.clone(), 0.5), Some(10.0));
+        assert_eq!(percentile(values, 0.95), Some(19.0));
+        assert_eq!(percentile(vec![], 0.5), None);
     }
 
     #[test]

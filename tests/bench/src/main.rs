@@ -2,6 +2,7 @@
 
 mod by_hand;
 mod figure;
+mod machines;
 mod pods;
 mod readyz;
 mod tenant;
@@ -29,6 +30,12 @@ struct Args {
     /// The archive of the node image that the cluster uses.
     #[arg(long)]
     node_image: PathBuf,
+    /// The folder with kernel and initrd of the small guest.
+    #[arg(long)]
+    guest: PathBuf,
+    /// Which part to measure; all when not given.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
     /// The Kubernetes version in it.
     #[arg(long, default_value = "v1.35.4")]
     version: String,
@@ -46,6 +53,15 @@ struct Args {
     out: PathBuf,
 }
 
+/// A part of what is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Tenant clusters.
+    Tenants,
+    /// Virtual machines.
+    Machines,
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Args::parse();
@@ -55,8 +71,15 @@ async fn main() -> Result<()> {
         image: args.node_image,
     };
     let measured = async {
-        let mut figures = api_ready(&outer, &by_hand, &args.version, args.runs).await?;
-        figures.extend(sample(&outer, &args.sample, Duration::from_secs(args.rest)).await?);
+        let mut figures = Vec::new();
+        if args.only != Some(Part::Tenants) {
+            let guest = machines::Guest(args.guest);
+            figures.extend(machines::measure(&outer, &guest, args.runs).await?);
+        }
+        if args.only != Some(Part::Machines) {
+            figures.extend(api_ready(&outer, &by_hand, &args.version, args.runs).await?);
+            figures.extend(sample(&outer, &args.sample, Duration::from_secs(args.rest)).await?);
+        }
         anyhow::Ok(figures)
     };
     // Whatever is waited for is given up together, so that nothing that was started stays.

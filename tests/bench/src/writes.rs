@@ -17,6 +17,7 @@ pub type Writes = BTreeMap<String, usize>;
 pub struct Audit {
     file: PathBuf,
     at: u64,
+    all: Writes,
 }
 
 impl Audit {
@@ -28,6 +29,7 @@ impl Audit {
         Ok(Self {
             file: file.into(),
             at: length,
+            all: Writes::new(),
         })
     }
 
@@ -41,11 +43,17 @@ impl Audit {
         while reader.read_line(&mut line)? > 0 && line.ends_with('\n') {
             self.at += line.len() as u64;
             if let Some(write) = kubernests(&serde_json::from_str(&line)?) {
+                *self.all.entry(write.clone()).or_default() += 1;
                 *writes.entry(write).or_default() += 1;
             }
             line.clear();
         }
         Ok(writes)
+    }
+
+    /// What they wrote in all that was read.
+    pub fn all(&self) -> Writes {
+        self.all.clone()
     }
 
     /// Waits until nothing but leases was written for `quiet`, at most `patience`.
