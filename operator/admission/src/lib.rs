@@ -71,6 +71,9 @@ pub fn admit(installation: &Installation, kind: &str, review: Review<'_>) -> Opt
         "VirtualMachineInstanceReplicaSet" => machine::decide_replica_set,
         _ => return None,
     };
+    if let Some(refused) = machine::guard(kind, review) {
+        return Some(refused);
+    }
     if review.is_moot() {
         return Some(Decision::default());
     }

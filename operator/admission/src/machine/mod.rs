@@ -8,6 +8,7 @@ mod credentials;
 mod defaults;
 mod dhcp;
 mod disks;
+mod guard;
 mod hardware;
 mod interfaces;
 mod mutate;
@@ -18,6 +19,7 @@ mod settings;
 mod volumes;
 
 pub use defaults::{BRIDGE, fill as fill_defaults};
+pub use guard::guard;
 use kubernest_crds::kubevirt::v1::{VirtualMachineInstanceSpec, VirtualMachineSpec, run_strategy};
 pub use mutate::{Mutation, Preset, mutate};
 pub use presets::decide as decide_preset;
@@ -56,7 +58,7 @@ pub fn decide_virtual_machine_instance(_: &Installation, review: Review<'_>) -> 
         instance(&mut report, "spec", &spec);
     }
     if !review.own_request {
-        reserved_labels(&mut report, review.object);
+        guard::brings_none(&mut report, review.object);
     }
     report.decide(kubevirt_style)
 }
@@ -96,26 +98,6 @@ fn strategy(report: &mut Report, spec: &VirtualMachineSpec) {
         (None, None) => report.invalid("spec.running", "RunStrategy must be specified"),
         (Some(_), None) | (None, Some(ALWAYS | HALTED | MANUAL | RERUN_ON_FAILURE | ONCE)) => {}
         (None, Some(other)) => report.invalid("spec.runStrategy", format!("Invalid RunStrategy ({other})")),
-    }
-}
-
-/// Labels that controllers trust; a user's object must not bring them.
-fn reserved_labels(report: &mut Report, object: &Value) {
-    const RESERVED: [&str; 7] = [
-        "kubevirt.io/created-by",
-        "kubevirt.io/nodeName",
-        "kubevirt.io/migrationJobUID",
-        "kubevirt.io/managed-by",
-        "kubevirt.io/install-strategy-version",
-        "kubevirt.io/install-strategy-registry",
-        "kubevirt.io/schedulable",
-    ];
-    let labels = object.pointer("/metadata/labels").and_then(Value::as_object);
-    if labels.is_some_and(|labels| RESERVED.iter().any(|reserved| labels.contains_key(*reserved))) {
-        report.not_supported(
-            "metadata.labels",
-            "creation of the following reserved kubevirt.io/ labels on a VMI object is prohibited",
-        );
     }
 }
 
