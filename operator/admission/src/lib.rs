@@ -14,7 +14,7 @@ mod tenantcluster;
 
 pub use addresses::MACHINE_LINK;
 pub use decision::{Cause, Decision, Report, reasons};
-pub use machine::{Mutation, Preset, mutate};
+pub use machine::{MAX_PRESET_NAME, Mutation, Preset, mutate};
 
 use ipnet::Ipv4Net;
 use serde_json::Value;

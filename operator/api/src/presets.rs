@@ -1,15 +1,17 @@
 //! The presets of all namespaces, watched, so that a new instance can be given those that match it.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures::StreamExt;
 use kube::{
     Api, Client, ResourceExt,
-    core::{Selector, SelectorExt},
     runtime::{WatchStreamExt, reflector, reflector::Store, watcher},
 };
-use kubernest_admission::Preset;
-use kubernest_crds::kubevirt::v1::VirtualMachineInstancePreset;
+use kubernest_admission::{MAX_PRESET_NAME, Preset};
+use kubernest_crds::{
+    Selector,
+    kubevirt::v1::{Devices, VirtualMachineInstancePreset},
+};
 use kubernest_runtime::{CancellationToken, server::Readiness, telemetry::chain};
 use serde_json::Value;
 
@@ -27,7 +29,7 @@ pub fn watch(client: Client, readiness: Readiness, shutdown: CancellationToken) 
         Api::<VirtualMachineInstancePreset>::all(client),
         watcher::Config::default(),
     );
-    let events = events.default_backoff().reflect(writer);
+    let events = events.default_backoff().modify(prune).reflect(writer);
     tokio::spawn(async move {
         let told = events.for_each(|event| {
             if let Err(error) = event {
@@ -60,6 +62,8 @@ impl Presets {
             .iter()
             .filter(|preset| preset.namespace().as_deref() == Some(namespace))
             .filter(|preset| preset.metadata.deletion_timestamp.is_none())
+            // From before such names were refused.
+            .filter(|preset| preset.name_any().len() <= MAX_PRESET_NAME)
             .filter(|preset| matches(preset, &labels))
             .filter_map(domain)
             .collect();
@@ -68,10 +72,23 @@ impl Presets {
     }
 }
 
-/// A selector that cannot be read matches nothing: the API server's schema keeps it from being written.
-fn matches(preset: &VirtualMachineInstancePreset, labels: &std::collections::BTreeMap<String, String>) -> bool {
-    let selector = Selector::try_from(preset.spec.selector.clone());
-    selector.is_ok_and(|selector| selector.matches(labels))
+/// Keeps of a preset what is ever applied: users write as many as they like.
+fn prune(preset: &mut VirtualMachineInstancePreset) {
+    preset.metadata.managed_fields = None;
+    preset.metadata.annotations = None;
+    preset.metadata.labels = None;
+    let Some(domain) = &mut preset.spec.domain else { return };
+    (domain.memory, domain.machine) = (None, None);
+    domain.resources.limits.clear();
+    domain.devices = Devices {
+        watchdog: domain.devices.watchdog.take(),
+        ..Devices::default()
+    };
+}
+
+/// A selector that cannot be read, from before such were refused, matches nothing.
+fn matches(preset: &VirtualMachineInstancePreset, labels: &BTreeMap<String, String>) -> bool {
+    Selector::new(&preset.spec.selector).is_ok_and(|selector| selector.matches(labels))
 }
 
 fn domain(preset: &Arc<VirtualMachineInstancePreset>) -> Option<Preset> {

@@ -132,13 +132,16 @@ fn without_empty(value: &mut Value) {
         "evictionStrategy",
         "startStrategy",
     ];
+    /// Maps whose keys are not fields: Go leaves nothing out of them.
+    const MAPS: [&str; 2] = ["nodeSelector", "matchLabels"];
     match value {
         Value::Object(object) => {
             object.retain(|key, value| {
                 let empty = value.as_str() == Some("") || value.as_array().is_some_and(Vec::is_empty);
                 !empty || KEPT.contains(&key.as_str())
             });
-            object.values_mut().for_each(without_empty);
+            let fields = object.iter_mut().filter(|(key, _)| !MAPS.contains(&key.as_str()));
+            fields.for_each(|(_, value)| without_empty(value));
         }
         Value::Array(list) => list.iter_mut().for_each(without_empty),
         _ => {}

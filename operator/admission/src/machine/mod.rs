@@ -22,7 +22,7 @@ pub use defaults::{BRIDGE, fill as fill_defaults};
 pub use guard::guard;
 use kubernest_crds::kubevirt::v1::{VirtualMachineInstanceSpec, VirtualMachineSpec, run_strategy};
 pub use mutate::{Mutation, Preset, mutate};
-pub use presets::decide as decide_preset;
+pub use presets::{MAX_NAME as MAX_PRESET_NAME, decide as decide_preset};
 pub use replicas::decide as decide_replica_set;
 use serde::de::DeserializeOwned;
 use serde_json::Value;

@@ -6,6 +6,9 @@ use serde_json::{Map, Value, json};
 use super::defaults::{self, MASQUERADE};
 use super::presets;
 
+/// Most characters of the note about presets that were left out.
+const MAX_NOTE: usize = 1024;
+
 /// A preset whose selector matches the instance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Preset {
@@ -24,6 +27,18 @@ pub struct Mutation {
     pub warnings: Vec<String>,
 }
 
+/// Those that the instance has not got yet: one that is restored from its own manifest has, and its gaps are filled.
+fn due(instance: &Value, presets: &[Preset]) -> Vec<Preset> {
+    let annotation = |key: &str| instance.pointer("/metadata/annotations").and_then(|all| all.get(key));
+    if annotation(PRESET_EXCLUDE).and_then(Value::as_str) == Some("true") {
+        return Vec::new();
+    }
+    let due = presets
+        .iter()
+        .filter(|preset| annotation(&format!("{PRESET_APPLIED}{}", preset.name)).is_none());
+    due.cloned().collect()
+}
+
 /// Completes a new instance; `uuid` is its firmware's, should it name none. What has another shape than it should is left
 /// for validation to tell.
 ///
@@ -32,14 +47,11 @@ pub struct Mutation {
 pub fn mutate(instance: &Value, presets: &[Preset], uuid: &str) -> Result<Mutation, String> {
     let mut object = instance.clone();
     let mut warnings = Vec::new();
-    let excluded = object
-        .pointer("/metadata/annotations")
-        .and_then(|all| all.get(PRESET_EXCLUDE));
-    if excluded.and_then(Value::as_str) != Some("true")
-        && !presets.is_empty()
+    let presets = due(instance, presets);
+    if !presets.is_empty()
         && let Some(domain) = object.pointer_mut("/spec/domain")
     {
-        let left_out = presets::apply(domain, presets)?;
+        let left_out = presets::apply(domain, &presets)?;
         let applied = presets
             .iter()
             .filter(|preset| left_out.iter().all(|(name, _)| *name != preset.name));
@@ -49,7 +61,7 @@ pub fn mutate(instance: &Value, presets: &[Preset], uuid: &str) -> Result<Mutati
         warnings.push(presets::DEPRECATED.to_owned());
         if !left_out.is_empty() {
             let said: Vec<String> = left_out.iter().map(|(name, why)| format!("{name}: {why}")).collect();
-            let said = said.join("; ");
+            let said: String = said.join("; ").chars().take(MAX_NOTE).collect();
             warnings.push(format!("presets that contradict the instance were left out: {said}"));
             notes.insert(PRESET_CONFLICTS.to_owned(), json!(said));
         }
@@ -110,7 +122,9 @@ mod tests {
         let annotations = &first.object["metadata"]["annotations"];
         assert_eq!(annotations["virtualmachinepreset.kubevirt.io/p"], "kubevirt.io/v1");
         assert_eq!(first.warnings.len(), 1);
-        assert_eq!(mutate(&first.object, &[], "other").unwrap().object, first.object);
+        for presets in [vec![], vec![cores(2)]] {
+            assert_eq!(mutate(&first.object, &presets, "other").unwrap().object, first.object);
+        }
     }
 
     #[test]
@@ -119,7 +133,7 @@ mod tests {
         asked["spec"]["domain"]["cpu"] = json!({"cores": 1});
         let done = mutate(&asked, &[cores(2)], "u").unwrap();
         assert_eq!(done.object["spec"]["domain"]["cpu"]["cores"], 1);
-        let told = r#"p: spec.cpu: {"cores":2} != {"cores":1}"#;
+        let told = "p: spec.cpu";
         assert_eq!(done.object["metadata"]["annotations"], json!({PRESET_CONFLICTS: told}));
         assert!(done.warnings[1].ends_with(told), "{:?}", done.warnings);
     }
@@ -130,5 +144,17 @@ mod tests {
         asked["metadata"]["annotations"] = json!({PRESET_EXCLUDE: "true"});
         let done = mutate(&asked, &[cores(2), cores(4)], "u").unwrap();
         assert_eq!(done.object["metadata"]["annotations"], asked["metadata"]["annotations"]);
+    }
+
+    #[test]
+    fn mutate_keeps_labels_without_a_value() {
+        let mut asked = instance();
+        asked["spec"]["nodeSelector"] = json!({"node-role.kubernetes.io/worker": ""});
+        let term = json!({"labelSelector": {"matchLabels": {"a": ""}}, "topologyKey": "zone"});
+        asked["spec"]["affinity"] =
+            json!({"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}});
+        let done = mutate(&asked, &[], "u").unwrap().object;
+        assert_eq!(done["spec"]["nodeSelector"], asked["spec"]["nodeSelector"]);
+        assert_eq!(done["spec"]["affinity"], asked["spec"]["affinity"]);
     }
 }

@@ -169,7 +169,7 @@ pub fn machine(valid: &Validated, slot: &Slot, console_request: Option<&str>) ->
             template: kv::VirtualMachineInstanceTemplate {
                 metadata: Some(kv::TemplateMetadata {
                     labels: slot_labels(&valid.name, slot),
-                    annotations: emulation_annotation(&valid.image),
+                    annotations: template_annotations(&valid.image),
                     ..kv::TemplateMetadata::default()
                 }),
                 spec: instance(valid, slot),
@@ -179,11 +179,16 @@ pub fn machine(valid: &Validated, slot: &Slot, console_request: Option<&str>) ->
     }
 }
 
-fn emulation_annotation(image: &NodeImage) -> BTreeMap<String, String> {
-    let args = Some(image.emulation_kernel_args.clone()).filter(|args| !args.is_empty());
-    args.map(|args| (labels::EMULATION_KERNEL_ARGS.to_owned(), args))
-        .into_iter()
-        .collect()
+/// Nobody but us decides upon a node's machine, so presets of the namespace are none of its business.
+fn template_annotations(image: &NodeImage) -> BTreeMap<String, String> {
+    let mut annotations = BTreeMap::from([(kv::PRESET_EXCLUDE.to_owned(), "true".to_owned())]);
+    if !image.emulation_kernel_args.is_empty() {
+        annotations.insert(
+            labels::EMULATION_KERNEL_ARGS.to_owned(),
+            image.emulation_kernel_args.clone(),
+        );
+    }
+    annotations
 }
 
 fn instance(valid: &Validated, slot: &Slot) -> kv::VirtualMachineInstanceSpec {
