@@ -190,16 +190,17 @@ impl Guest {
         let resident = memory
             .iter()
             .find(|one| one.tag == virt_sys::VIR_DOMAIN_MEMORY_STAT_RSS);
+        // Negative where libvirt does not know.
+        let known = |value: i64| u64::try_from(value).unwrap_or(0);
         let disk = |name: &String| {
             let stats = self.domain.get_block_stats(name).map_err(failed(name))?;
-            // Negative where libvirt does not know.
-            Ok([stats.rd_bytes, stats.wr_bytes, stats.rd_req, stats.wr_req].map(i64::unsigned_abs))
+            Ok([stats.rd_bytes, stats.wr_bytes, stats.rd_req, stats.wr_req].map(known))
         };
         let nic = |name: &String| {
             let stats = self.domain.interface_stats(name).map_err(failed(name))?;
             let received = [stats.rx_bytes, stats.rx_packets, stats.rx_errs, stats.rx_drop];
             let transmitted = [stats.tx_bytes, stats.tx_packets, stats.tx_errs, stats.tx_drop];
-            Ok([received, transmitted].map(|all| all.map(i64::unsigned_abs)))
+            Ok([received, transmitted].map(|all| all.map(known)))
         };
         Ok(Usage {
             cpu_nanoseconds: info.cpu_time,

@@ -2,7 +2,7 @@
 //!
 //! libvirt is asked when somebody asks, at most once a second: whoever reaches the port can't keep it busy.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -39,7 +39,10 @@ struct Inner {
     disks: Vec<(String, String)>,
     nics: Vec<(String, String)>,
     guest: OnceLock<Queue<Guest>>,
-    last: Mutex<Option<(Instant, String)>>,
+    /// The last answer, or that there was none, and when it came. Held while libvirt is asked.
+    last: Mutex<Option<(Instant, Option<String>)>>,
+    /// A question to libvirt without an answer.
+    asked: AtomicBool,
 }
 
 /// Why there are no figures.
@@ -48,6 +51,9 @@ pub enum MeterError {
     /// It does not run yet, or not any more.
     #[error("the domain does not run")]
     NotRunning,
+    /// Somebody asks already, or nothing was told a moment ago.
+    #[error("libvirt is being asked, or did not tell a moment ago: ask again in a second")]
+    Busy,
     /// libvirt hangs.
     #[error("libvirt did not answer within {} s", LIMIT.as_secs())]
     Slow,
@@ -71,6 +77,7 @@ impl Meter {
             nics: nics.collect(),
             guest: OnceLock::new(),
             last: Mutex::default(),
+            asked: AtomicBool::default(),
         }))
     }
 
@@ -90,27 +97,33 @@ impl Meter {
     /// # Errors
     /// When the domain does not run or libvirt does not tell.
     pub async fn text(&self) -> Result<String, MeterError> {
-        // Held while libvirt is asked: one question at a time.
-        let mut last = self.0.last.lock().await;
-        if let Some((read, text)) = &*last
+        // Who comes while libvirt is asked does not wait: whoever reaches the port could pile up.
+        let mut last = self.0.last.try_lock().map_err(|_| MeterError::Busy)?;
+        if let Some((read, answer)) = &*last
             && read.elapsed() < FRESH
         {
-            return Ok(text.clone());
+            return answer.clone().ok_or(MeterError::Busy);
         }
-        let text = self.encode(&self.read().await?).map_err(MeterError::Encode)?;
-        *last = Some((Instant::now(), text.clone()));
-        Ok(text)
+        let read = self.read().await;
+        let text = read.and_then(|usage| self.encode(&usage).map_err(MeterError::Encode));
+        *last = Some((Instant::now(), text.as_ref().ok().cloned()));
+        text
     }
 
     async fn read(&self) -> Result<Usage, MeterError> {
         let guest = self.0.guest.get().ok_or(MeterError::NotRunning)?;
+        // libvirt hangs at an earlier question; it gets no further ones.
+        if self.0.asked.swap(true, Ordering::AcqRel) {
+            return Err(MeterError::Slow);
+        }
         let (reply, answer) = oneshot::channel();
-        let (inner, targets) = (Arc::clone(&self.0), |all: &[(String, String)]| -> Vec<String> {
-            all.iter().map(|(_, target)| target.clone()).collect()
-        });
+        let inner = Arc::clone(&self.0);
         guest.call(move |guest| {
+            let targets = |all: &[(String, String)]| all.iter().map(|(_, target)| target.clone()).collect::<Vec<_>>();
+            let usage = guest.usage(&targets(&inner.disks), &targets(&inner.nics));
+            inner.asked.store(false, Ordering::Release);
             // Who has asked may have gone.
-            let _ = reply.send(guest.usage(&targets(&inner.disks), &targets(&inner.nics)));
+            let _ = reply.send(usage);
         });
         let answered = timeout(LIMIT, answer).await.map_err(|_| MeterError::Slow)?;
         Ok(answered.map_err(|_| MeterError::NotRunning)??)
