@@ -27,30 +27,67 @@ const PARALLEL: usize = 16;
 
 type Instances = [Arc<VirtualMachineInstance>];
 
-/// Makes instances the set's own, and lets others go.
-pub async fn claim(set: &ReplicaSet, adopt: &Instances, release: &Instances, ctx: &Context) -> Result<(), Error> {
+/// What became of a claim; those that it was granted for are in `seen`.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    /// One changed or went meanwhile. Nothing else need change that wakes the set.
+    pub missed: bool,
+    /// The first that was refused.
+    pub refused: Option<Error>,
+}
+
+/// Makes instances the set's own, and lets others go; one that is refused keeps none of the others waiting.
+pub async fn claim(seen: &mut Seen, adopt: &Instances, release: &Instances, ctx: &Context) -> Claimed {
+    let set = seen.set.clone();
     let own = set.controller_owner_ref(&()).map(|mut owner| {
         owner.block_owner_deletion = Some(true);
         owner
     });
-    for one in adopt {
+    let adopt = adopt.iter().map(|one| {
         let owners = one.owner_references().iter().cloned().chain(own.clone());
-        set_owners(one, owners.collect(), ctx).await?;
-        tracing::info!(instance = one.name_any(), "instance taken");
+        (one, owners.collect::<Vec<_>>(), "instance taken")
+    });
+    let release = release.iter().map(|one| {
+        let owners = one.owner_references().iter();
+        let others = owners.filter(|owner| Some(&owner.uid) != set.metadata.uid.as_ref());
+        (one, others.cloned().collect(), "instance released")
+    });
+    let mut claimed = Claimed::default();
+    for (one, owners, done) in adopt.chain(release) {
+        match set_owners(one, owners, ctx).await {
+            Ok(Some(written)) => {
+                tracing::info!(instance = one.name_any(), "{done}");
+                seen.replace(written);
+            }
+            Ok(None) => claimed.missed = true,
+            Err(error) => {
+                let answered = matches!(
+                    error,
+                    Error::Claim {
+                        source: kube::Error::Api(_),
+                        ..
+                    }
+                );
+                if claimed.refused.is_none() {
+                    warn(&set, &error, "ClaimInstance", ctx).await;
+                    claimed.refused = Some(error);
+                }
+                // The others would fare no better.
+                if !answered {
+                    break;
+                }
+            }
+        }
     }
-    for one in release {
-        let others = one
-            .owner_references()
-            .iter()
-            .filter(|owner| Some(&owner.uid) != set.metadata.uid.as_ref());
-        set_owners(one, others.cloned().collect(), ctx).await?;
-        tracing::info!(instance = one.name_any(), "instance released");
-    }
-    Ok(())
+    claimed
 }
 
-/// Bound to what was seen: the labels that decided may have changed.
-async fn set_owners(one: &VirtualMachineInstance, owners: Vec<OwnerReference>, ctx: &Context) -> Result<(), Error> {
+/// Bound to what was seen: the labels that decided may have changed. `None` when they may have.
+async fn set_owners(
+    one: &VirtualMachineInstance,
+    owners: Vec<OwnerReference>,
+    ctx: &Context,
+) -> Result<Option<VirtualMachineInstance>, Error> {
     let (uid, version) = (one.uid(), one.resource_version());
     let change = json!({"metadata": {"uid": uid, "resourceVersion": version, "ownerReferences": owners}});
     let params = PatchParams {
@@ -58,11 +95,11 @@ async fn set_owners(one: &VirtualMachineInstance, owners: Vec<OwnerReference>, c
         ..PatchParams::default()
     };
     let instances = write::api::<VirtualMachineInstance>(&ctx.client, one);
-    match instances.patch(&one.name_any(), &params, &Patch::Merge(change)).await {
-        Ok(_) => Ok(()),
-        // It changed meanwhile, which its watch event will tell.
-        Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409) => Ok(()),
-        Err(error) => Err(Error::Claim(error)),
+    let instance = one.name_any();
+    match instances.patch(&instance, &params, &Patch::Merge(change)).await {
+        Ok(written) => Ok(Some(written)),
+        Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409) => Ok(None),
+        Err(source) => Err(Error::Claim { instance, source }),
     }
 }
 

@@ -35,6 +35,14 @@ impl Seen {
         let instances = instances.collect();
         Self { set, goal, instances }
     }
+
+    /// Puts what was written in the place of what was seen.
+    pub fn replace(&mut self, written: VirtualMachineInstance) {
+        let uid = written.uid();
+        if let Some(place) = self.instances.iter_mut().find(|one| one.uid() == uid) {
+            *place = Arc::new(written);
+        }
+    }
 }
 
 /// What the caches know.

@@ -14,6 +14,7 @@ mod tests;
 mod validate;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::runtime::controller::Action;
@@ -27,12 +28,17 @@ use self::plan::Step;
 use self::status::Trouble;
 use crate::{Context, RESYNC};
 
+/// An instance changed while it was claimed: the cache has it by then.
+const SOON: Duration = Duration::from_secs(1);
+
 /// Reasons of a set's conditions and events; KubeVirt's words where it has one.
 pub mod reasons {
     /// ReplicaFailure and event: an instance cannot be made (KubeVirt's word).
     pub const FAILED_CREATE: &str = "FailedCreate";
     /// ReplicaFailure and event: an instance cannot be deleted (KubeVirt's word).
     pub const FAILED_DELETE: &str = "FailedDelete";
+    /// ReplicaFailure and event: an instance cannot be taken, or let go.
+    pub const FAILED_CLAIM: &str = "FailedClaim";
     /// ReplicaFailure: the set contradicts itself.
     pub const INVALID: &str = "InvalidSpec";
     /// ReplicaPaused (KubeVirt's word).
@@ -54,8 +60,14 @@ pub enum Error {
     #[error("cannot read the set and its instances")]
     Dereference(#[source] kube::Error),
     /// Making an instance the set's own, or letting it go.
-    #[error("cannot change the owner of an instance")]
-    Claim(#[source] kube::Error),
+    #[error("cannot change the owner of the instance {instance}")]
+    Claim {
+        /// Its name.
+        instance: String,
+        /// What the API server said.
+        #[source]
+        source: kube::Error,
+    },
     /// Creating an instance.
     #[error("cannot create an instance")]
     Create(#[source] kube::Error),
@@ -71,7 +83,7 @@ impl StepError for Error {
     fn step(&self) -> &'static str {
         match self {
             Self::Dereference(_) => "dereference",
-            Self::Claim(_) => "claim",
+            Self::Claim { .. } => "claim",
             Self::Create(_) => "create_instance",
             Self::Delete(_) => "delete_instance",
             Self::Status(_) => "status",
@@ -91,7 +103,11 @@ impl Error {
             Self::Create(cause) => Some(told(reasons::FAILED_CREATE, Some(cause))),
             Self::Delete(ApplyError::Api { source, .. }) => Some(told(reasons::FAILED_DELETE, Some(source))),
             Self::Delete(_) => Some(told(reasons::FAILED_DELETE, None)),
-            Self::Dereference(_) | Self::Claim(_) | Self::Status(_) => None,
+            Self::Claim { source, .. } => {
+                let Trouble { reason, message } = told(reasons::FAILED_CLAIM, Some(source));
+                Some(Trouble::new(reason, format!("{self}: {message}")))
+            }
+            Self::Dereference(_) | Self::Status(_) => None,
         }
     }
 }
@@ -113,15 +129,20 @@ pub async fn reconcile(set: Arc<ReplicaSet>, ctx: Arc<Context>) -> Result<Action
         seen = live;
     }
     let mut failed = None;
-    match plan::step(&seen) {
-        Step::Rest => {}
-        // Their change brings the next reconcile, which counts them.
-        Step::Claim { adopt, release } => {
-            apply::claim(&seen.set, &adopt, &release, &ctx).await?;
-            return Ok(Action::await_change());
-        }
-        // Told to the user before it is tried again.
-        Step::Scale { delete, create } => failed = apply::scale(&mut seen, &delete, create, &ctx).await.err(),
+    let mut step = plan::step(&seen);
+    if let Step::Claim { adopt, release } = &step {
+        let claimed = apply::claim(&mut seen, adopt, release, &ctx).await;
+        let Some(refused) = claimed.refused else {
+            // Their change brings the next reconcile, which counts them.
+            return Ok(Action::requeue(if claimed.missed { SOON } else { RESYNC }));
+        };
+        // One that cannot be had keeps none of the others waiting; one that may be the set's by now would count.
+        step = if claimed.missed { Step::Rest } else { plan::scale(&seen) };
+        failed = Some(refused);
+    }
+    // Failures are told to the user before it is tried again.
+    if let Step::Scale { delete, create } = step {
+        failed = apply::scale(&mut seen, &delete, create, &ctx).await.err().or(failed);
     }
     let trouble = match &seen.goal {
         Ok(_) => failed.as_ref().and_then(Error::trouble),

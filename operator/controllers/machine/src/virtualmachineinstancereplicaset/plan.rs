@@ -9,6 +9,8 @@
 //! | | too many own ones that count | delete those not Ready, then the youngest |
 //! | | too few own ones that count | make the missing |
 //!
+//! Claims go first, since they change what counts; those that are refused keep nothing else from being done.
+//!
 //! One counts that matches, is not over and not being deleted: a replacement waits for no end. What is over is deleted
 //! before others are made, since it may fill a quota.
 
@@ -52,23 +54,22 @@ pub enum Step {
 
 /// Decides.
 pub fn step(seen: &Seen) -> Step {
-    let Ok(goal) = &seen.goal else { return Step::Rest };
-    if seen.set.spec.paused || seen.set.metadata.deletion_timestamp.is_some() {
-        return Step::Rest;
+    let Some(goal) = active(seen) else { return Step::Rest };
+    let adopt = staying(seen, |one| {
+        controller(one).is_none() && goal.selector.matches(one.labels())
+    });
+    let release = staying(seen, |one| owns(&seen.set, one) && !goal.selector.matches(one.labels()));
+    match adopt.is_empty() && release.is_empty() {
+        true => scale(seen),
+        false => Step::Claim { adopt, release },
     }
-    let of = |wanted: &dyn Fn(&VirtualMachineInstance) -> bool| -> Instances {
-        let stays = seen
-            .instances
-            .iter()
-            .filter(|one| one.metadata.deletion_timestamp.is_none());
-        stays.filter(|one| wanted(one)).cloned().collect()
-    };
-    let adopt = of(&|one| controller(one).is_none() && goal.selector.matches(one.labels()));
-    let release = of(&|one| owns(&seen.set, one) && !goal.selector.matches(one.labels()));
-    if !adopt.is_empty() || !release.is_empty() {
-        return Step::Claim { adopt, release };
-    }
-    let mut delete = of(&|one| owns(&seen.set, one) && is_over(one));
+}
+
+/// Decides, whatever is left to be claimed: only own ones that match are looked at.
+pub fn scale(seen: &Seen) -> Step {
+    let Some(goal) = active(seen) else { return Step::Rest };
+    let own = |one: &VirtualMachineInstance| owns(&seen.set, one) && goal.selector.matches(one.labels());
+    let mut delete = staying(seen, |one| own(one) && is_over(one));
     let mut counted = counted(seen, goal);
     let create = goal.replicas.saturating_sub(counted.len()).min(BURST);
     if counted.len() > goal.replicas {
@@ -80,6 +81,20 @@ pub fn step(seen: &Seen) -> Step {
         (0, 0) => Step::Rest,
         _ => Step::Scale { delete, create },
     }
+}
+
+/// What a set wants that does not rest.
+fn active(seen: &Seen) -> Option<&Goal> {
+    let rests = seen.set.spec.paused || seen.set.metadata.deletion_timestamp.is_some();
+    seen.goal.as_ref().ok().filter(|_| !rests)
+}
+
+/// Those that are wanted and not being deleted.
+fn staying(seen: &Seen, wanted: impl Fn(&VirtualMachineInstance) -> bool) -> Instances {
+    let all = seen.instances.iter();
+    all.filter(|one| one.metadata.deletion_timestamp.is_none() && wanted(one))
+        .cloned()
+        .collect()
 }
 
 /// The instances that count.

@@ -9,7 +9,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::dereference::Seen;
-use super::plan::{BURST, Step, standing, step};
+use super::plan::{BURST, Step, scale, standing, step};
 use super::status::{Trouble, status};
 use super::validate::{Obstacle, goal};
 use super::{Error, build, reasons};
@@ -132,6 +132,38 @@ fn plan_replicas(#[case] replicas: i32, #[case] instances: Vec<VirtualMachineIns
     resting.metadata.deletion_timestamp = Some(conditions::seconds(at(9)));
     seen.set = Arc::new(resting);
     assert_eq!(step(&seen), Step::Rest, "being deleted");
+}
+
+#[rstest]
+#[case::adopt(vec![running("a", 1), orphan(running("b", 1))], "adopt b release ", "delete  create 1")]
+#[case::release(vec![running("a", 1), labelled(running("b", 1), "x")], "adopt  release b", "delete  create 1")]
+#[case::release_over(vec![running("a", 1), labelled(over("b", "Failed"), "x")], "adopt  release b", "delete  create 1")]
+#[case::surplus(
+    vec![running("a", 1), running("c", 2), running("d", 3), orphan(running("b", 4))],
+    "adopt b release ",
+    "delete d create 0"
+)]
+fn plan_replicas_goes_on_where_a_claim_is_refused(
+    #[case] instances: Vec<VirtualMachineInstance>,
+    #[case] first: &str,
+    #[case] then: &str,
+) {
+    let seen = seen(set(2), instances);
+    assert_eq!(
+        (words(step(&seen)).as_str(), words(scale(&seen)).as_str()),
+        (first, then)
+    );
+}
+
+#[test]
+fn plan_replicas_counts_a_claim_that_was_granted() {
+    let mut seen = seen(
+        set(2),
+        vec![running("a", 1), orphan(running("b", 1)), orphan(running("c", 1))],
+    );
+    seen.replace(running("b", 1));
+    assert_eq!(words(scale(&seen)), "rest", "c is not had, and not missed");
+    assert_eq!(status(&seen, None, at(1)).replicas, 2);
 }
 
 #[test]
@@ -284,6 +316,15 @@ fn status_replicas_tells_a_failure_until_it_is_over() {
         );
         set.status = Some(failed);
     }
+    let claim = Error::Claim {
+        instance: "i".to_owned(),
+        source: api(),
+    };
+    let expected = Trouble::new(
+        "FailedClaim",
+        "cannot change the owner of the instance i: quota".to_owned(),
+    );
+    assert_eq!(claim.trouble(), Some(expected));
     assert!(Error::Status(api()).trouble().is_none());
     assert_eq!(status(&seen(set, vec![]), None, at(2)).conditions, []);
 }
