@@ -52,6 +52,11 @@ impl Selector {
         Ok(Self(all))
     }
 
+    /// Whether nothing is asked, so that everything is meant.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether an object with these labels is meant.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.0.iter().all(|(key, demand)| {
@@ -141,6 +146,7 @@ mod tests {
         let selector = selector(value).unwrap();
         assert_eq!(selector.matches(&labels), expected);
         assert_eq!(selector.to_string(), written);
+        assert_eq!(selector.is_empty(), written.is_empty());
     }
 
     #[rstest]

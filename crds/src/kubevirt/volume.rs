@@ -43,6 +43,12 @@ pub struct Volume {
 }
 
 impl Volume {
+    /// Whether the guest writes to a claim.
+    pub fn has_writable_claim(&self) -> bool {
+        let claim = self.persistent_volume_claim.as_ref();
+        claim.is_some_and(|claim| claim.read_only != Some(true))
+    }
+
     /// The claim that it stands on, if any: written to, or only read.
     pub fn claim(&self) -> Option<&PersistentVolumeClaimSource> {
         let ephemeral = || self.ephemeral.as_ref()?.persistent_volume_claim.as_ref();

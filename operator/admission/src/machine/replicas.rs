@@ -1,6 +1,7 @@
 //! A replica set: its template as a machine's, and a selector that means the template's labels.
 //!
-//! Sentences of a selector are apimachinery's (`pkg/labels/selector.go`), as KubeVirt repeats them.
+//! Sentences of a selector are apimachinery's (`pkg/labels/selector.go`), as KubeVirt repeats them. Beyond KubeVirt, and as
+//! with Kubernetes' own sets, a selector asks for something; and a claim is one instance's to write.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use kubernest_crds::kubevirt::v1::VirtualMachineInstanceReplicaSetSpec;
 use super::{defaults, filled, instance, read};
 use crate::{
     Decision, Installation, Review,
-    decision::{Report, kubevirt_style},
+    decision::{Report, kubevirt_style, reasons},
     names,
 };
 
@@ -21,6 +22,7 @@ pub fn decide(_: &Installation, review: Review<'_>) -> Decision {
     if let Some(spec) = read::<VirtualMachineInstanceReplicaSetSpec>(&mut report, &filled) {
         instance(&mut report, "spec.template.spec", &spec.template.spec);
         selector(&mut report, &spec);
+        claims(&mut report, &spec);
     }
     report.decide(kubevirt_style)
 }
@@ -34,8 +36,22 @@ fn selector(report: &mut Report, spec: &VirtualMachineInstanceReplicaSetSpec) {
     let labels = spec.template.metadata.as_ref().map_or(&none, |found| &found.labels);
     match Selector::new(&spec.selector) {
         Err(error) => report.invalid(field, error.to_string()),
+        Ok(selector) if selector.is_empty() => report.invalid(field, "empty selector is invalid for a replica set"),
         Ok(selector) if !selector.matches(labels) => report.invalid(field, "selector does not match labels."),
         Ok(_) => {}
+    }
+}
+
+/// A claim that instances write is theirs all at once: each would break the others' disk.
+fn claims(report: &mut Report, spec: &VirtualMachineInstanceReplicaSetSpec) {
+    let volumes = spec.template.spec.volumes.iter().flatten().enumerate();
+    for (at, _) in volumes.filter(|(_, volume)| volume.has_writable_claim()) {
+        let field = format!("spec.template.spec.volumes[{at}].persistentVolumeClaim");
+        let message = format!(
+            "{field}: the instances of a replica set would write to one claim; use ephemeral, which gives each its own overlay, \
+             or readOnly: true"
+        );
+        report.add(reasons::FORBIDDEN, field, message);
     }
 }
 
@@ -90,7 +106,8 @@ mod tests {
     }
 
     #[rstest]
-    #[case::everything(json!({}), "")]
+    #[case::everything(json!({}), "empty selector is invalid for a replica set")]
+    #[case::everything_by_lists(json!({"matchLabels": {}, "matchExpressions": []}), "empty selector is invalid for a replica set")]
     #[case::labels(json!({"matchLabels": {"app": "a"}}), "")]
     #[case::expression(expression("tier", "In", &["b", "c"]), "")]
     #[case::other(expression("tier", "NotIn", &["b"]), "selector does not match labels.")]
@@ -111,6 +128,35 @@ mod tests {
                 decision.message
             ),
         }
+    }
+
+    #[rstest]
+    #[case::writes(json!({"persistentVolumeClaim": {"claimName": "c"}}), false)]
+    #[case::says_so(json!({"persistentVolumeClaim": {"claimName": "c", "readOnly": false}}), false)]
+    #[case::reads(json!({"persistentVolumeClaim": {"claimName": "c", "readOnly": true}}), true)]
+    #[case::overlay(json!({"ephemeral": {"persistentVolumeClaim": {"claimName": "c"}}}), true)]
+    fn admit_replica_set_without_a_claim_that_all_write(#[case] mut volume: Value, #[case] allowed: bool) {
+        let mut object = set(json!({"matchLabels": {"app": "a"}}));
+        volume["name"] = json!("c");
+        object["spec"]["template"]["spec"]["volumes"] =
+            json!([{"name": "empty", "emptyDisk": {"capacity": "1Gi"}}, volume]);
+        let disks = json!([{"name": "empty", "disk": {}}, {"name": "c", "disk": {}}]);
+        object["spec"]["template"]["spec"]["domain"]["devices"]["disks"] = disks;
+        let decision = decide(&object, None);
+        let fields: Vec<&str> = decision.causes.iter().map(|cause| cause.field.as_str()).collect();
+        let expected = [].as_slice();
+        let refused = ["spec.template.spec.volumes[1].persistentVolumeClaim"];
+        assert_eq!(
+            fields,
+            if allowed { expected } else { &refused },
+            "{}",
+            decision.message
+        );
+        assert!(
+            allowed || decision.message.contains("use ephemeral"),
+            "{}",
+            decision.message
+        );
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub fn status(seen: &Seen, trouble: Option<&Trouble>, now: Timestamp) -> Virtual
         ready_replicas: number(ready),
         conditions,
         label_selector: match &seen.goal {
-            Ok(goal) => Some(goal.selector.to_string()).filter(|text| !text.is_empty()),
+            Ok(goal) => Some(goal.selector.to_string()),
             Err(_) => previous.label_selector,
         },
     }

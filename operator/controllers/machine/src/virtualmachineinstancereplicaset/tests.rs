@@ -240,14 +240,21 @@ fn build_replica_names_are_always_the_same() {
 
 #[rstest]
 #[case::labels(json!({"metadata": {"labels": {"app": "b"}}}), json!({"matchLabels": {"app": "a"}}), Obstacle::Mismatch)]
-#[case::no_labels(json!({}), json!({}), Obstacle::NoLabels)]
+#[case::everything(json!({"metadata": {"labels": {"app": "a"}}}), json!({}), Obstacle::Everything)]
+#[case::no_labels(json!({}), json!({"matchExpressions": [{"key": "app", "operator": "DoesNotExist"}]}), Obstacle::NoLabels)]
+#[case::claim(
+    json!({"metadata": {"labels": {"app": "a"}}, "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}),
+    json!({"matchLabels": {"app": "a"}}),
+    Obstacle::Claim("v".to_owned())
+)]
 fn validate_replicas_refuses_what_contradicts_itself(
-    #[case] metadata: Value,
+    #[case] template: Value,
     #[case] selector: Value,
     #[case] expected: Obstacle,
 ) {
     let mut set = set(2);
-    let template = json!({"metadata": metadata.get("metadata"), "spec": {"domain": {"devices": {}}}});
+    let spec = json!({"domain": {"devices": {}}, "volumes": template.get("volumes")});
+    let template = json!({"metadata": template.get("metadata"), "spec": spec});
     set.spec.template = read(template);
     set.spec.selector = read(selector);
     assert_eq!(goal(&set.spec), Err(expected.clone()));

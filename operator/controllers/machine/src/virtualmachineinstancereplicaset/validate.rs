@@ -19,6 +19,14 @@ pub enum Obstacle {
     /// The selector means nothing.
     #[error("spec.selector: {0}")]
     Selector(SelectorError),
+    /// Kubernetes' sentence.
+    #[error("spec.selector: empty selector is invalid for a replica set")]
+    Everything,
+    /// A claim that all instances would write.
+    #[error(
+        "spec.template.spec.volumes: the instances would write to the claim of {0}; use ephemeral, or readOnly: true"
+    )]
+    Claim(String),
     /// Instances without labels.
     #[error("spec.template.metadata.labels: must not be empty")]
     NoLabels,
@@ -30,9 +38,16 @@ pub enum Obstacle {
 /// What the set wants.
 ///
 /// # Errors
-/// [`Obstacle`], when its instances would not be told from others.
+/// [`Obstacle`], when its instances would not be told from others, or break each other's disk.
 pub fn goal(spec: &VirtualMachineInstanceReplicaSetSpec) -> Result<Goal, Obstacle> {
     let selector = Selector::new(&spec.selector).map_err(Obstacle::Selector)?;
+    if selector.is_empty() {
+        return Err(Obstacle::Everything);
+    }
+    let mut volumes = spec.template.spec.volumes.iter().flatten();
+    if let Some(volume) = volumes.find(|volume| volume.has_writable_claim()) {
+        return Err(Obstacle::Claim(volume.name.clone()));
+    }
     let labels = spec.template.metadata.as_ref().map(|metadata| &metadata.labels);
     let labels = labels.filter(|labels| !labels.is_empty()).ok_or(Obstacle::NoLabels)?;
     if !selector.matches(labels) {
