@@ -122,6 +122,33 @@ fn admit_instance_spec_is_not_changed_by_users() {
     assert!(decide(true).allowed());
 }
 
+#[test]
+fn admit_templates_without_labels_that_controllers_trust() {
+    let spec = json!({"domain": {"memory": {"guest": "128Mi"}, "devices": {}}});
+    let template = json!({"metadata": {"labels": {"app": "a", "kubevirt.io/nodeName": "n"}}, "spec": spec});
+    let set = json!({"selector": {"matchLabels": {"app": "a"}}, "template": template});
+    let machine = json!({"runStrategy": "Always", "template": template});
+    for (kind, spec) in [("VirtualMachineInstanceReplicaSet", set), ("VirtualMachine", machine)] {
+        let object = json!({"metadata": {"name": "a"}, "spec": spec});
+        let decide = |own_request| {
+            let review = Review {
+                object: &object,
+                old: None,
+                own_request,
+            };
+            admit(&installation(), kind, review).unwrap()
+        };
+        let refused = decide(false);
+        assert_eq!(refused.causes.len(), 1, "{kind}: {}", refused.message);
+        assert_eq!(refused.causes[0].field, "spec.template.metadata.labels");
+        assert!(
+            refused.message.starts_with("creation of the following reserved"),
+            "{kind}"
+        );
+        assert!(decide(true).allowed(), "{kind}");
+    }
+}
+
 /// A machine as the tenant half makes it must pass.
 #[test]
 fn admit_machine_of_a_slot() {

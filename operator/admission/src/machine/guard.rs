@@ -42,13 +42,26 @@ pub fn guard(kind: &str, review: Review<'_>) -> Option<Decision> {
     (report.count() > 0).then(|| report.decide(kubevirt_style))
 }
 
+const BRINGS: &str = "creation of the following reserved kubevirt.io/ labels on a VMI object is prohibited";
+/// Where labels of instances to come stand.
+const TEMPLATE: &str = "/spec/template";
+
 /// Refuses a new instance that brings such labels.
 pub fn brings_none(report: &mut Report, object: &Value) {
     if !reserved(object).is_empty() {
-        report.not_supported(
-            "metadata.labels",
-            "creation of the following reserved kubevirt.io/ labels on a VMI object is prohibited",
-        );
+        report.not_supported("metadata.labels", BRINGS);
+    }
+}
+
+/// Refuses a user's template that brings such labels: instances are made of it by Kubernest, whose own requests may.
+pub fn template_brings_none(report: &mut Report, review: Review<'_>) {
+    let found = |object: &Value| {
+        object
+            .pointer(TEMPLATE)
+            .is_some_and(|template| !reserved(template).is_empty())
+    };
+    if !review.own_request && found(review.object) {
+        report.not_supported("spec.template.metadata.labels", BRINGS);
     }
 }
 

@@ -41,6 +41,7 @@ pub fn decide_virtual_machine(_: &Installation, review: Review<'_>) -> Decision 
         strategy(&mut report, &spec);
         instance(&mut report, "spec.template.spec", &spec.template.spec);
     }
+    guard::template_brings_none(&mut report, review);
     report.decide(kubevirt_style)
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use kubernest_crds::Selector;
 use kubernest_crds::kubevirt::v1::VirtualMachineInstanceReplicaSetSpec;
 
-use super::{defaults, filled, instance, read};
+use super::{defaults, filled, guard, instance, read};
 use crate::{
     Decision, Installation, Review,
     decision::{Report, kubevirt_style, reasons},
@@ -24,6 +24,7 @@ pub fn decide(_: &Installation, review: Review<'_>) -> Decision {
         selector(&mut report, &spec);
         claims(&mut report, &spec);
     }
+    guard::template_brings_none(&mut report, review);
     report.decide(kubevirt_style)
 }
 
