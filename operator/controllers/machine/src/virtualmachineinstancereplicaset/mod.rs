@@ -120,8 +120,9 @@ pub async fn reconcile(set: Arc<ReplicaSet>, ctx: Arc<Context>) -> Result<Action
     if ctx.fresh.is_stale(&*set) {
         return Ok(Action::await_change());
     }
+    let now = Timestamp::now();
     let mut seen = dereference::cached(set, &ctx);
-    if plan::step(&seen) != Step::Rest {
+    if plan::step(&seen, now) != Step::Rest {
         let live = dereference::live(&seen, &ctx).await.map_err(Error::Dereference)?;
         let Some(live) = live else {
             return Ok(Action::await_change());
@@ -129,7 +130,7 @@ pub async fn reconcile(set: Arc<ReplicaSet>, ctx: Arc<Context>) -> Result<Action
         seen = live;
     }
     let mut failed = None;
-    let mut step = plan::step(&seen);
+    let mut step = plan::step(&seen, now);
     if let Step::Claim { adopt, release } = &step {
         let claimed = apply::claim(&mut seen, adopt, release, &ctx).await;
         let Some(refused) = claimed.refused else {
@@ -137,7 +138,11 @@ pub async fn reconcile(set: Arc<ReplicaSet>, ctx: Arc<Context>) -> Result<Action
             return Ok(Action::requeue(if claimed.missed { SOON } else { RESYNC }));
         };
         // One that cannot be had keeps none of the others waiting; one that may be the set's by now would count.
-        step = if claimed.missed { Step::Rest } else { plan::scale(&seen) };
+        step = if claimed.missed {
+            Step::Rest
+        } else {
+            plan::scale(&seen, now)
+        };
         failed = Some(refused);
     }
     // Failures are told to the user before it is tried again.
@@ -148,7 +153,8 @@ pub async fn reconcile(set: Arc<ReplicaSet>, ctx: Arc<Context>) -> Result<Action
         Ok(_) => failed.as_ref().and_then(Error::trouble),
         Err(obstacle) => Some(Trouble::new(reasons::INVALID, obstacle.to_string())),
     };
-    let status = status::status(&seen, trouble.as_ref(), Timestamp::now());
+    let status = status::status(&seen, trouble.as_ref(), now);
     apply::status(&seen.set, &status, &ctx).await?;
-    failed.map_or(Ok(Action::requeue(RESYNC)), Err)
+    let next = plan::wake(&seen, now).unwrap_or(RESYNC);
+    failed.map_or(Ok(Action::requeue(next)), Err)
 }

@@ -5,7 +5,8 @@
 //! | paused, being deleted, or at odds with itself | any | rest |
 //! | any other | a matching one without controller, not being deleted | make it the set's own |
 //! | | an own one that does not match any more, not being deleted | let it go |
-//! | | an own one that is over | delete it |
+//! | | an own one that is over, [`SPACE`] after it was made or where it is one too many | delete it |
+//! | | an own one that is over, earlier | leave it in its replacement's place |
 //! | | too many own ones that count | delete those not Ready, then the youngest |
 //! | | too few own ones that count | make the missing |
 //!
@@ -16,7 +17,9 @@
 
 use std::cmp::Reverse;
 use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kube::ResourceExt;
 use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, vmi_conditions};
@@ -28,6 +31,9 @@ use crate::virtualmachineinstance::{is_final, phase_of, reasons::POD_TERMINATING
 
 /// Most instances that one reconcile makes, and that it deletes (KubeVirt's burst).
 pub const BURST: usize = 250;
+
+/// From an instance's creation to that of its replacement: a guest that ends at once is not made anew as fast as can be.
+pub const SPACE: Duration = Duration::from_secs(10);
 
 type Instances = Vec<Arc<VirtualMachineInstance>>;
 
@@ -53,25 +59,28 @@ pub enum Step {
 }
 
 /// Decides.
-pub fn step(seen: &Seen) -> Step {
+pub fn step(seen: &Seen, now: Timestamp) -> Step {
     let Some(goal) = active(seen) else { return Step::Rest };
     let adopt = staying(seen, |one| {
         controller(one).is_none() && goal.selector.matches(one.labels())
     });
     let release = staying(seen, |one| owns(&seen.set, one) && !goal.selector.matches(one.labels()));
     match adopt.is_empty() && release.is_empty() {
-        true => scale(seen),
+        true => scale(seen, now),
         false => Step::Claim { adopt, release },
     }
 }
 
 /// Decides, whatever is left to be claimed: only own ones that match are looked at.
-pub fn scale(seen: &Seen) -> Step {
+pub fn scale(seen: &Seen, now: Timestamp) -> Step {
     let Some(goal) = active(seen) else { return Step::Rest };
-    let own = |one: &VirtualMachineInstance| owns(&seen.set, one) && goal.selector.matches(one.labels());
-    let mut delete = staying(seen, |one| own(one) && is_over(one));
     let mut counted = counted(seen, goal);
-    let create = goal.replicas.saturating_sub(counted.len()).min(BURST);
+    let missing = goal.replicas.saturating_sub(counted.len());
+    let (mut lingering, mut delete): (Instances, Instances) = ended(seen, goal)
+        .into_iter()
+        .partition(|one| lingers(one, now).is_some());
+    delete.extend(lingering.drain(missing.min(lingering.len())..));
+    let create = (missing - lingering.len()).min(BURST);
     if counted.len() > goal.replicas {
         counted.sort_by_cached_key(|one| (is_ready(one), Reverse((born(one), one.name_any()))));
         delete.extend(counted.drain(..counted.len() - goal.replicas).cloned());
@@ -95,6 +104,26 @@ fn staying(seen: &Seen, wanted: impl Fn(&VirtualMachineInstance) -> bool) -> Ins
     all.filter(|one| one.metadata.deletion_timestamp.is_none() && wanted(one))
         .cloned()
         .collect()
+}
+
+/// Own ones that are over and still there.
+fn ended(seen: &Seen, goal: &Goal) -> Instances {
+    let own = |one: &VirtualMachineInstance| owns(&seen.set, one) && goal.selector.matches(one.labels());
+    staying(seen, |one| own(one) && is_over(one))
+}
+
+/// How long the first that lingers does, if nothing else happens.
+pub fn wake(seen: &Seen, now: Timestamp) -> Option<Duration> {
+    let goal = active(seen)?;
+    ended(seen, goal).iter().filter_map(|one| lingers(one, now)).min()
+}
+
+/// How long an instance that is over stands in its replacement's place. Clocks that differ by more than that don't matter.
+fn lingers(instance: &VirtualMachineInstance, now: Timestamp) -> Option<Duration> {
+    let age = now.duration_since(born(instance)?.0).unsigned_abs();
+    SPACE
+        .checked_sub(age)
+        .filter(|left| is_final(phase_of(instance)) && !left.is_zero())
 }
 
 /// The instances that count.

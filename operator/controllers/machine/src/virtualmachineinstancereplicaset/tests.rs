@@ -9,7 +9,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::dereference::Seen;
-use super::plan::{BURST, Step, scale, standing, step};
+use super::plan::{BURST, Step, scale, standing, step, wake};
 use super::status::{Trouble, status};
 use super::validate::{Obstacle, goal};
 use super::{Error, build, reasons};
@@ -123,15 +123,15 @@ fn words(step: Step) -> String {
 #[case::relabelled_and_goes(1, vec![running("a", 1), labelled(going(running("b", 1)), "x")], "rest")]
 fn plan_replicas(#[case] replicas: i32, #[case] instances: Vec<VirtualMachineInstance>, #[case] expected: &str) {
     let mut seen = seen(set(replicas), instances);
-    assert_eq!(words(step(&seen)), expected);
+    assert_eq!(words(step(&seen, at(100))), expected);
     let mut resting = (*seen.set).clone();
     resting.spec.paused = true;
     seen.set = Arc::new(resting.clone());
-    assert_eq!(step(&seen), Step::Rest, "paused");
+    assert_eq!(step(&seen, at(100)), Step::Rest, "paused");
     resting.spec.paused = false;
     resting.metadata.deletion_timestamp = Some(conditions::seconds(at(9)));
     seen.set = Arc::new(resting);
-    assert_eq!(step(&seen), Step::Rest, "being deleted");
+    assert_eq!(step(&seen, at(100)), Step::Rest, "being deleted");
 }
 
 #[rstest]
@@ -150,7 +150,10 @@ fn plan_replicas_goes_on_where_a_claim_is_refused(
 ) {
     let seen = seen(set(2), instances);
     assert_eq!(
-        (words(step(&seen)).as_str(), words(scale(&seen)).as_str()),
+        (
+            words(step(&seen, at(100))).as_str(),
+            words(scale(&seen, at(100))).as_str()
+        ),
         (first, then)
     );
 }
@@ -162,14 +165,37 @@ fn plan_replicas_counts_a_claim_that_was_granted() {
         vec![running("a", 1), orphan(running("b", 1)), orphan(running("c", 1))],
     );
     seen.replace(running("b", 1));
-    assert_eq!(words(scale(&seen)), "rest", "c is not had, and not missed");
+    assert_eq!(words(scale(&seen, at(100))), "rest", "c is not had, and not missed");
     assert_eq!(status(&seen, None, at(1)).replicas, 2);
+}
+
+#[rstest]
+#[case::at_once(1, 0, "rest", Some(10))]
+#[case::soon(1, 9, "rest", Some(1))]
+#[case::then(1, 10, "delete b create 1", None)]
+#[case::beside_others(3, 9, "delete  create 1", Some(1))]
+#[case::too_many(0, 0, "delete b create 0", Some(10))]
+#[case::made_in_the_future(1, -9, "rest", Some(1))]
+#[case::clocks_differ(1, -10, "delete b create 1", None)]
+fn plan_replicas_spaces_runs_that_end_at_once(
+    #[case] replicas: i32,
+    #[case] second: i64,
+    #[case] expected: &str,
+    #[case] left: Option<u64>,
+) {
+    let mut all = vec![over("b", "Failed")];
+    if replicas == 3 {
+        all.push(running("a", 0));
+    }
+    let seen = seen(set(replicas), all);
+    assert_eq!(words(step(&seen, at(second))), expected);
+    assert_eq!(wake(&seen, at(second)), left.map(std::time::Duration::from_secs));
 }
 
 #[test]
 fn plan_replicas_deletes_no_more_than_a_burst() {
     let all = (0..2 * BURST).map(|at| running(&format!("{at:04}"), 1)).collect();
-    let Step::Scale { delete, create } = step(&seen(set(0), all)) else {
+    let Step::Scale { delete, create } = step(&seen(set(0), all), at(100)) else {
         panic!("no step")
     };
     assert_eq!((delete.len(), create), (BURST, 0));
@@ -260,7 +286,7 @@ fn validate_replicas_refuses_what_contradicts_itself(
     assert_eq!(goal(&set.spec), Err(expected.clone()));
     // Its instances are counted, and left alone.
     let seen = seen(set, vec![running("a", 1), over("b", "Failed")]);
-    assert_eq!(step(&seen), Step::Rest);
+    assert_eq!(step(&seen, at(100)), Step::Rest);
     let trouble = Trouble::new(reasons::INVALID, expected.to_string());
     let shown = status(&seen, Some(&trouble), at(1));
     assert_eq!((shown.replicas, shown.ready_replicas), (1, 1));
