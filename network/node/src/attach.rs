@@ -163,6 +163,9 @@ impl Attacher {
             let links = &inside.links;
             let eth0 = links.find(POD_INTERFACE).await?.ok_or(AttachError::NoPodNetwork)?;
             inside.nft(&rules)?;
+            // By default Linux answers ARP for any address of the host on any device: on a pod network that is a wire, the
+            // pod would draw what is meant for another one with the tap's address (ip-sysctl, arp_ignore).
+            inside.sysctl(&format!("net/ipv4/conf/{POD_INTERFACE}/arp_ignore"), "1")?;
             tap::create(&tap)?;
             let name = tap.as_str();
             inside.sysctl_if_there(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1")?;

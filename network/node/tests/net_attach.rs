@@ -203,6 +203,35 @@ async fn net_masquerade_listed_ports_only() {
 }
 
 #[tokio::test]
+async fn net_masquerade_answers_for_the_pods_own_address_only() {
+    let mut stage = Stage::new("w", 1).await;
+    let pod = stage.pod(0, "a");
+    let config = json!({"cniVersion": "1.0.0", "mode": "masquerade"});
+    stage.add(&pod, "tap0", config, "org-acme").await.unwrap();
+    let guest = stage.guest(&pod, "tap0", "02:00:00:00:00:02", ip("10.0.2.2"));
+    let _listening = stage.listen(&guest.netns, Ipv4Addr::UNSPECIFIED, 6443);
+    let node = stage.nodes[0].netns.clone();
+    let on_the_wire = |address: Ipv4Addr| {
+        let found = stage.in_node(0, &format!("ip neigh show {address} dev pod-a"));
+        found.unwrap().contains("lladdr")
+    };
+    assert!(stage.connect(&stage.outside(), pod.ip, 6443).is_ok());
+    assert!(on_the_wire(pod.ip));
+    // Addresses of others, as they are looked for where all pods are on one wire.
+    let mac = stage.in_pod(&pod, "cat /sys/class/net/eth0/address").unwrap();
+    for other in ["10.0.2.1", "10.0.2.2", "10.244.0.99"].map(ip) {
+        let route = format!("ip route add {other} dev pod-a src {}", stage.nodes[0].ip);
+        stage.in_node(0, &route).unwrap();
+        assert!(stage.connect(&node, other, 6443).is_err(), "{other}");
+        assert!(!on_the_wire(other), "ARP for {other}");
+        let known = format!("ip neigh replace {other} dev pod-a nud permanent lladdr {}", mac.trim());
+        stage.in_node(0, &known).unwrap();
+        assert!(stage.connect(&node, other, 6443).is_err(), "the guest for {other}");
+    }
+    assert!(stage.connect(&stage.outside(), pod.ip, 6443).is_ok());
+}
+
+#[tokio::test]
 async fn net_masquerade_on_a_network_of_ones_choice() {
     let mut stage = Stage::new("c", 1).await;
     let pod = stage.pod(0, "a");

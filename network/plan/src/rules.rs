@@ -63,8 +63,9 @@ table inet {NODE_TABLE} {{
 
 /// Rules of a masquerade attachment, in the pod's network namespace.
 ///
-/// What reaches `eth0` on the ports asked for goes to the guest, what the guest sends leaves with the pod's address. The
-/// guest speaks to the pod itself only for DHCP and ping, and neither it nor the launcher reaches `outer_api` (the API
+/// What reaches `eth0` for an address of `eth0`, on the ports asked for, goes to the guest: neither what strays there nor
+/// what is meant for the tap's address, which may be another pod's outside. What the guest sends leaves with the pod's
+/// address. The guest speaks to the pod itself only for DHCP and ping, and neither it nor the launcher reaches `outer_api` (the API
 /// server of the outer cluster) or link-local addresses.
 pub fn masquerade(tap: &TapName, network: GuestNetwork, ports: &Ports, outer_api: &BTreeSet<SocketAddrV4>) -> String {
     let (table, guest) = (tap.table(), network.guest());
@@ -75,7 +76,9 @@ pub fn masquerade(tap: &TapName, network: GuestNetwork, ports: &Ports, outer_api
     let api = elements(&api);
     let dnat: String = inbound(ports)
         .iter()
-        .map(|ports| format!("    iifname \"{POD_INTERFACE}\" meta nfproto ipv4 {ports} dnat ip to {guest}\n"))
+        .map(|ports| {
+            format!("    iifname \"{POD_INTERFACE}\" meta nfproto ipv4 fib daddr . iif type local {ports} dnat ip to {guest}\n")
+        })
         .collect();
     format!(
         r#"table inet {table} {{
