@@ -155,7 +155,7 @@ impl Attacher {
     async fn add_masquerade(&self, request: &Request, asked: &Masquerade, pod: &Netns) -> Result<String, AttachError> {
         let api = self.outer_api.borrow().clone().ok_or(AttachError::OuterApiUnknown)?;
         let network = asked.network;
-        network.clear_of(&pod_network(pod).await?)?;
+        network.clear_of(&pod_network(pod).await?, &api)?;
         self.note(request, pod)?;
         let rules = rules::masquerade(&request.tap, network, &asked.ports, &api);
         let tap = request.tap.clone();

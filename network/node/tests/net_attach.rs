@@ -239,7 +239,8 @@ async fn net_masquerade_on_a_network_of_ones_choice() {
         |network: &str| json!({"cniVersion": "1.0.0", "mode": "masquerade", "args": {"cni": {"network": network}}});
     // Those that the pod needs for itself are refused, and nothing is left of the attempt.
     let own = format!("{}/30", Ipv4Addr::from_bits(pod.ip.to_bits() & !3));
-    for network in [own.as_str(), "10.244.0.0/16", "10.0.0.0/8"] {
+    stage.api(&["10.96.0.1:443"]);
+    for network in [own.as_str(), "10.244.0.0/16", "10.0.0.0/8", "10.96.0.0/24"] {
         let refused = stage.add(&pod, "tap0", config(network), "org-acme").await.unwrap_err();
         assert!(
             matches!(refused, AttachError::Refused(Refused::Taken { .. })),

@@ -203,15 +203,15 @@ pub enum Refused {
     /// The guest's network.
     #[error("network {0:?} is not an IPv4 network of at least 4 addresses that a guest can be on, such as 10.0.2.0/24")]
     Network(String),
-    /// The guest's network and the pod's own.
+    /// The guest's network and what the pod needs for itself.
     #[error(
-        "the guest's network {network} overlaps {taken}, which the pod itself uses: choose another vmNetworkCIDR of the \
+        "the guest's network {network} overlaps {taken}, which the pod or its cluster uses: choose another vmNetworkCIDR of the \
          machine's pod network"
     )]
     Taken {
         /// As asked.
         network: GuestNetwork,
-        /// What the pod uses.
+        /// What the pod or its cluster uses.
         taken: Ipv4Net,
     },
     /// The VNI belongs to no tenant.

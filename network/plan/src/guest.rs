@@ -3,8 +3,9 @@
 //! It lives in the pod's namespace alone, so nobody else notices it. But a pod that has the addresses of those it talks to
 //! on its tap answers the guest instead of them, and the kubelet never sees it ready.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::str::FromStr;
 
 use ipnet::Ipv4Net;
@@ -54,18 +55,20 @@ impl GuestNetwork {
         self.0.prefix_len()
     }
 
-    /// Whether a pod with these addresses can have it.
+    /// Whether a pod with these addresses can have it, in a cluster whose API server is at `outer_api`: among those
+    /// addresses is one of the Services' range, where the cluster's DNS is as well.
     ///
     /// The default is held against the pod's own address and routers only, without which nothing works: where pods have a
     /// network as wide as 10.0.0.0/8, machines that chose nothing run all the same.
     ///
     /// # Errors
     /// [`Refused::Taken`].
-    pub fn clear_of(self, pod: &PodNetwork) -> Result<(), Refused> {
+    pub fn clear_of(self, pod: &PodNetwork, outer_api: &BTreeSet<SocketAddrV4>) -> Result<(), Refused> {
         let single = |address: &Ipv4Addr| Ipv4Net::from(*address);
         let own = pod.addresses.iter().map(|own| single(&own.addr()));
         let own = own.chain(pod.gateways.iter().map(single));
         let around = pod.addresses.iter().chain(&pod.routes).map(Ipv4Net::trunc);
+        let around = around.chain(outer_api.iter().map(|api| single(api.ip())));
         let around = around.filter(|_| self.0 != DEFAULT);
         match own.chain(around).find(|taken| overlap(&self.0, taken)) {
             None => Ok(()),
@@ -167,7 +170,8 @@ mod tests {
 
     #[test]
     fn plan_guest_network_stays_clear_of_the_pods_own() {
-        let check = |network: &str, pod: &PodNetwork| network.parse::<GuestNetwork>().unwrap().clear_of(pod);
+        let check =
+            |network: &str, pod: &PodNetwork| network.parse::<GuestNetwork>().unwrap().clear_of(pod, &[].into());
         for free in ["10.0.2.0/24", "10.10.10.0/24", "192.168.0.0/16"] {
             assert_eq!(check(free, &pod()), Ok(()), "{free}");
         }
@@ -183,17 +187,34 @@ mod tests {
             gateways: vec!["10.0.0.1".parse().unwrap()],
             routes: vec!["10.0.0.0/8".parse().unwrap()],
         };
-        assert_eq!(GuestNetwork::default().clear_of(&wide), Ok(()));
+        assert_eq!(GuestNetwork::default().clear_of(&wide, &[].into()), Ok(()));
         let chosen = "10.0.3.0/24".parse::<GuestNetwork>().unwrap();
-        assert!(chosen.clear_of(&wide).is_err());
+        assert!(chosen.clear_of(&wide, &[].into()).is_err());
         let same = PodNetwork {
             gateways: vec!["10.0.2.1".parse().unwrap()],
             ..PodNetwork::default()
         };
-        let refused = GuestNetwork::default().clear_of(&same).unwrap_err().to_string();
+        let refused = GuestNetwork::default()
+            .clear_of(&same, &[].into())
+            .unwrap_err()
+            .to_string();
         assert!(
             refused.contains("10.0.2.0/24") && refused.contains("10.0.2.1"),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn plan_guest_network_stays_clear_of_the_outer_api() {
+        let api = ["10.96.0.1:443", "10.0.2.15:6443"]
+            .map(|api| api.parse().unwrap())
+            .into();
+        let check = |network: &str| network.parse::<GuestNetwork>().unwrap().clear_of(&pod(), &api);
+        for taken in ["10.96.0.0/24", "10.96.0.0/30", "10.0.2.0/25"] {
+            assert!(matches!(check(taken), Err(Refused::Taken { .. })), "{taken}");
+        }
+        for free in ["10.96.1.0/24", "192.168.7.0/29", "10.0.2.0/24"] {
+            assert_eq!(check(free), Ok(()), "{free}");
+        }
     }
 }

@@ -23,6 +23,17 @@ pub enum DhcpError {
     /// Name servers.
     #[error("reading {RESOLV_CONF}")]
     ResolvConf(#[source] io::Error),
+    /// The guest would look for its name server on its own wire.
+    #[error(
+        "spec.networks[].pod.vmNetworkCIDR: the guest's network {network} has the address of the name server {server}, \
+         which the guest would not reach: choose another"
+    )]
+    NameServer {
+        /// The guest's.
+        network: String,
+        /// Of the pod's.
+        server: Ipv4Addr,
+    },
     /// UDP port 67.
     #[error("binding UDP port {SERVER_PORT}")]
     Bind(#[source] io::Error),
@@ -43,7 +54,7 @@ pub async fn serve(machine: &Machine) -> Result<(), DhcpError> {
         return Ok(());
     };
     let resolv_conf = std::fs::read_to_string(RESOLV_CONF).map_err(DhcpError::ResolvConf)?;
-    let lease = lease(nic, dhcp, &machine.hostname, &resolv_conf);
+    let lease = lease(nic, dhcp, &machine.hostname, &resolv_conf)?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, SERVER_PORT))
         .await
         .map_err(DhcpError::Bind)?;
@@ -67,20 +78,25 @@ pub async fn serve(machine: &Machine) -> Result<(), DhcpError> {
     Ok(())
 }
 
-fn lease(nic: &Nic, dhcp: &Dhcp, hostname: &str, resolv_conf: &str) -> Lease {
+fn lease(nic: &Nic, dhcp: &Dhcp, hostname: &str, resolv_conf: &str) -> Result<Lease, DhcpError> {
     let (dns, search) = resolv::parse(resolv_conf);
-    Lease {
+    let (gateway, mask) = (dhcp.network.gateway(), dhcp.network.mask());
+    if let Some(&server) = dns.iter().find(|server| **server & mask == gateway & mask) {
+        let network = dhcp.network.to_string();
+        return Err(DhcpError::NameServer { network, server });
+    }
+    Ok(Lease {
         mac: nic.mac,
         address: dhcp.network.guest(),
-        mask: dhcp.network.mask(),
-        gateway: dhcp.network.gateway(),
+        mask,
+        gateway,
         dns,
         search,
         hostname: hostname.to_owned(),
         mtu: u16::try_from(nic.mtu).unwrap_or(u16::MAX),
         options: dhcp.options.clone(),
         boot_server: dhcp.boot_server,
-    }
+    })
 }
 
 async fn answer(socket: &UdpSocket, lease: &Lease, buffer: &mut [u8]) -> io::Result<()> {
@@ -95,4 +111,50 @@ async fn answer(socket: &UdpSocket, lease: &Lease, buffer: &mut [u8]) -> io::Res
     };
     socket.send_to(&reply, (to, CLIENT_PORT)).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use kubernest_domain::TapKind;
+
+    use super::*;
+
+    fn lease_on(network: &str) -> Result<Lease, DhcpError> {
+        let dhcp = Dhcp {
+            network: network.parse().unwrap(),
+            ..Dhcp::default()
+        };
+        let nic = Nic {
+            name: "default".into(),
+            tap: "tap0".into(),
+            kind: TapKind::Masquerade,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1400,
+            model: "virtio".into(),
+            boot_order: None,
+            dhcp: None,
+        };
+        let resolv_conf = "nameserver 10.96.0.10\nnameserver 192.0.2.53\nsearch cluster.local\n";
+        lease(&nic, &dhcp, "vm-a", resolv_conf)
+    }
+
+    #[test]
+    fn dhcp_guest_network_leaves_the_name_servers_outside() {
+        for free in ["10.0.2.0/24", "10.96.1.0/24", "10.96.0.0/29"] {
+            let lease = lease_on(free).unwrap();
+            assert_eq!(lease.dns.len(), 2, "{free}");
+            assert_eq!(lease.gateway.octets()[3], 1, "{free}");
+        }
+        for (taken, server) in [
+            ("10.96.0.0/24", "10.96.0.10"),
+            ("10.96.0.8/30", "10.96.0.10"),
+            ("192.0.0.0/16", "192.0.2.53"),
+        ] {
+            let refused = crate::LaunchError::from(lease_on(taken).unwrap_err());
+            let message = crate::failed(&refused).message;
+            for part in ["spec.networks[].pod.vmNetworkCIDR", taken, server] {
+                assert!(message.contains(part), "{message}");
+            }
+        }
+    }
 }
