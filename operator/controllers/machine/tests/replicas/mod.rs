@@ -35,6 +35,11 @@ pub async fn tell(theatre: &Theatre) {
     )
     .await;
     story(
+        "replicas that cannot be claimed",
+        reconcile_claim_refused(&stage("replicas-claim-refused").await).boxed(),
+    )
+    .await;
+    story(
         "replicas refused",
         reconcile_refused(&stage("replicas-refused").await).boxed(),
     )
@@ -302,6 +307,42 @@ async fn reconcile_claims(stage: &Stage) {
     );
 }
 
+/// One that cannot be taken keeps no other waiting, and is told of.
+async fn reconcile_claim_refused(stage: &Stage) {
+    let metadata = json!({"name": "matching", "labels": {"app": "a"}});
+    let matching = json!({"metadata": metadata, "spec": machine()["spec"]["template"]["spec"]});
+    let matching = serde_json::from_value(matching).unwrap();
+    let instances = stage.instances();
+    instances.create(&PostParams::default(), &matching).await.unwrap();
+    forbid(
+        stage,
+        "UPDATE",
+        "object.metadata.name != 'matching' || !has(object.metadata.ownerReferences)",
+    )
+    .await;
+    let owner = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "x"}]);
+    let taken = Patch::Merge(json!({"metadata": {"ownerReferences": owner}}));
+    let rehearsal = PatchParams {
+        dry_run: true,
+        ..PatchParams::default()
+    };
+    in_force(|| async { instances.patch("matching", &rehearsal, &taken).await.is_err() }).await;
+    create(stage, set(2)).await;
+    let two = settled(stage, 2).await;
+    assert!(!two.contains("matching"), "{two:?}");
+    let failure = |status: &VirtualMachineInstanceReplicaSetStatus| condition(status, "ReplicaFailure").is_some();
+    let shown = set_when(stage, "a failure", failure).await.status.unwrap();
+    let (reason, message) = condition(&shown, "ReplicaFailure").unwrap();
+    assert!(
+        reason == "FailedClaim" && message.contains("matching: ") && message.contains("not today"),
+        "{reason}: {message}"
+    );
+    assert!(has_event(stage, "FailedClaim").await);
+    allow(stage).await;
+    set_when(stage, "no failure", |status| !failure(status)).await;
+    settled(stage, 2).await;
+}
+
 async fn reconcile_refused(stage: &Stage) {
     let mut bad = set(2);
     bad["spec"]["template"]["metadata"]["labels"]["bad"] = json!("no label");
@@ -327,7 +368,10 @@ async fn reconcile_refused(stage: &Stage) {
     assert_eq!(shown.conditions, []);
 
     // A deletion that is refused, by a policy as an administrator may have one.
-    forbid_deletions(stage).await;
+    forbid(stage, "DELETE", "false").await;
+    let name = own(stage).await[0].name_any();
+    let (instances, rehearsal) = (stage.instances(), DeleteParams::default().dry_run());
+    in_force(|| async { instances.delete(&name, &rehearsal).await.is_err() }).await;
     scale(stage, 1).await;
     let shown = set_when(stage, "a failure", failure).await.status.unwrap();
     let (reason, message) = condition(&shown, "ReplicaFailure").unwrap();
@@ -336,8 +380,7 @@ async fn reconcile_refused(stage: &Stage) {
         "{reason}: {message}"
     );
     assert_eq!(shown.replicas, 2);
-    let policies: Api<Policy> = Api::all(stage.client.clone());
-    policies.delete(POLICY, &DeleteParams::default()).await.unwrap();
+    allow(stage).await;
     settled(stage, 1).await;
     set_when(stage, "no failure", |status| !failure(status)).await;
 }
@@ -346,13 +389,13 @@ type Policy = k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPo
 type PolicyBinding = k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
 const POLICY: &str = "not-today";
 
-/// Waits until it is in force, which a rehearsal tells.
-async fn forbid_deletions(stage: &Stage) {
+/// Forbids it here where `expression` does not hold.
+async fn forbid(stage: &Stage, operation: &str, expression: &str) {
     let here = json!({"matchLabels": {"kubernetes.io/metadata.name": stage.namespace}});
-    let rule = json!({"apiGroups": ["kubevirt.io"], "apiVersions": ["*"], "resources": ["virtualmachineinstances"], "operations": ["DELETE"]});
+    let rule = json!({"apiGroups": ["kubevirt.io"], "apiVersions": ["*"], "resources": ["virtualmachineinstances"], "operations": [operation]});
     let policy: Policy = serde_json::from_value(json!({"metadata": {"name": POLICY}, "spec": {
         "matchConstraints": {"namespaceSelector": here, "resourceRules": [rule]},
-        "validations": [{"expression": "false", "message": "not today"}],
+        "validations": [{"expression": expression, "message": "not today"}],
     }}))
     .unwrap();
     let binding: PolicyBinding = serde_json::from_value(
@@ -367,14 +410,20 @@ async fn forbid_deletions(stage: &Stage) {
         .create(&PostParams::default(), &binding)
         .await
         .unwrap();
-    let name = own(stage).await[0].name_any();
+}
+
+async fn allow(stage: &Stage) {
+    let params = DeleteParams::default();
+    let policies: Api<Policy> = Api::all(stage.client.clone());
+    policies.delete(POLICY, &params).await.unwrap();
+    let bindings: Api<PolicyBinding> = Api::all(stage.client.clone());
+    bindings.delete(POLICY, &params).await.unwrap();
+}
+
+/// Waits until a rehearsal is refused.
+async fn in_force<Rehearsal: Future<Output = bool>>(refused: impl Fn() -> Rehearsal) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
-    while stage
-        .instances()
-        .delete(&name, &DeleteParams::default().dry_run())
-        .await
-        .is_ok()
-    {
+    while !refused().await {
         assert!(tokio::time::Instant::now() < deadline, "the policy is not in force");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
