@@ -9,6 +9,7 @@ pub mod outer;
 pub mod tenant;
 pub mod wait;
 
+pub use kubernest_integration::{PlainStream, StreamError};
 pub use machine::Machine;
 pub use outer::Outer;
 pub use tenant::Tenant;
