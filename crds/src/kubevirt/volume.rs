@@ -191,7 +191,7 @@ pub struct Network {
 #[serde(rename_all = "camelCase")]
 pub struct PodNetwork {
     /// IPv4 network of the guest behind a masquerade interface: its first address is the router's, its second the guest's.
-    /// It must not overlap the cluster's nodes and pods. Default `10.0.2.0/24`.
+    /// It must not overlap the cluster's nodes, pods, name server and API server. Default `10.0.2.0/24`.
     #[serde(rename = "vmNetworkCIDR", default, skip_serializing_if = "Option::is_none")]
     pub vm_network_cidr: Option<String>,
 }

@@ -142,6 +142,29 @@ mod tests {
         );
     }
 
+    /// Admission reads it too, of a crate that is too large for the CNI plugin: what that lets in and writes down is taken here,
+    /// with the same addresses, and nothing else.
+    #[test]
+    fn plan_guest_network_is_the_one_that_admission_takes() {
+        for prefix in 0..=32 {
+            for first in ["0", "10", "100", "126", "127", "128", "169", "192", "223", "224", "255"] {
+                for second in ["0", "2", "253", "254", "255"] {
+                    let text = format!("{first}.{second}.0.0/{prefix}");
+                    let admitted = text.parse::<kubernest_crds::kubevirt::v1::GuestNetwork>().ok();
+                    let written = admitted.map_or_else(|| text.clone(), |network| network.to_string());
+                    let taken = written.parse::<GuestNetwork>().ok();
+                    let theirs = admitted.map(|network| (network.to_string(), network.gateway(), network.guest()));
+                    let ours = taken.map(|network| (network.to_string(), network.gateway(), network.guest()));
+                    assert_eq!(ours, theirs, "{text}");
+                }
+            }
+        }
+        assert_eq!(
+            GuestNetwork::default().to_string(),
+            kubernest_crds::kubevirt::v1::GuestNetwork::default().to_string()
+        );
+    }
+
     #[test]
     fn plan_guest_network_refuses_what_breaks_the_pod() {
         for text in [

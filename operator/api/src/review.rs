@@ -78,7 +78,7 @@ pub fn answer(request: &Request, decision: &Decision) -> Value {
             },
         });
     }
-    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
+    review(response)
 }
 
 /// The answer that changes `object`, as JSON patch (RFC 6902).
@@ -92,13 +92,10 @@ pub fn completed(request: &Request, object: &Value, done: &Mutation) -> Value {
         response["patchType"] = json!("JSONPatch");
         response["patch"] = json!(STANDARD.encode(json!(patch).to_string()));
     }
-    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
+    review(response)
 }
 
-/// The answer that nothing can be made of the object.
-pub fn refused(request: &Request, message: &str) -> Value {
-    let status = json!({"status": "Failure", "code": 422, "reason": "Invalid", "message": message});
-    let response = json!({"uid": request.uid, "allowed": false, "status": status});
+fn review(response: Value) -> Value {
     json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
 }
 

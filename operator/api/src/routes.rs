@@ -16,11 +16,12 @@ use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
 };
+use serde_json::Value;
 
 use crate::{
     convert,
     presets::Presets,
-    review::{AdmissionReview, Request, answer, completed, refused},
+    review::{AdmissionReview, Request, answer, completed},
 };
 
 /// Largest review: etcd takes objects of 1.5 MiB, a review holds the object twice.
@@ -48,6 +49,20 @@ impl Webhooks {
             allowed: if allowed { "true" } else { "false" },
         };
         self.reviews.get_or_create(&outcome).inc();
+    }
+
+    /// Counts, tells and answers.
+    fn refuse(&self, request: &Request, decision: &Decision) -> Value {
+        self.count(request, false);
+        tracing::info!(
+            kind = request.kind.kind,
+            namespace = request.namespace,
+            name = request.name,
+            user = request.user_info.username,
+            message = decision.message,
+            "refused"
+        );
+        answer(request, decision)
     }
 }
 
@@ -102,17 +117,10 @@ async fn validate(State(webhooks): State<Arc<Webhooks>>, Json(review): Json<Admi
         )
             .into_response();
     };
-    webhooks.count(&request, decision.allowed());
     if !decision.allowed() {
-        tracing::info!(
-            kind = request.kind.kind,
-            namespace = request.namespace,
-            name = request.name,
-            user = request.user_info.username,
-            message = decision.message,
-            "refused"
-        );
+        return Json(webhooks.refuse(&request, &decision)).into_response();
     }
+    webhooks.count(&request, true);
     Json(answer(&request, &decision)).into_response()
 }
 
@@ -126,10 +134,6 @@ async fn mutate(State(webhooks): State<Arc<Webhooks>>, Json(review): Json<Admiss
     let uuid = uuid::Uuid::new_v4().to_string();
     match kubernest_admission::mutate(object, &presets, &uuid) {
         Ok(done) => Json(completed(&request, object, &done)).into_response(),
-        Err(message) => {
-            webhooks.count(&request, false);
-            tracing::info!(namespace = request.namespace, name = request.name, message, "refused");
-            Json(refused(&request, &message)).into_response()
-        }
+        Err(decision) => Json(webhooks.refuse(&request, &decision)).into_response(),
     }
 }

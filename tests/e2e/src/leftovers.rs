@@ -3,15 +3,26 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::{Resource, ResourceExt};
 use kubernest_crds::NetworkAllocation;
-use kubernest_crds::kubevirt::v1::{VirtualMachine, VirtualMachineInstance};
+use kubernest_crds::kubevirt::v1::{VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceReplicaSet};
 use serde::de::DeserializeOwned;
 
 use crate::Outer;
+
+/// Fails with what is there and was not.
+///
+/// # Errors
+/// When something was left behind.
+pub async fn nothing_since(outer: &Outer, namespace: &str, before: &BTreeSet<String>) -> Result<()> {
+    let after = inventory(outer, namespace).await?;
+    let left: Vec<_> = after.difference(before).collect();
+    ensure!(left.is_empty(), "left behind in {namespace}: {left:#?}");
+    Ok(())
+}
 
 /// What is there now: objects of the namespace, allocations, and on each node taps, bridges, VXLANs, qemu and
 /// virtiofsd processes, and mounts of launcher pods. Taken before and after, the two must be equal.
@@ -24,6 +35,7 @@ pub async fn inventory(outer: &Outer, namespace: &str) -> Result<BTreeSet<String
     objects::<PersistentVolumeClaim>(outer, namespace, &mut found).await?;
     objects::<VirtualMachine>(outer, namespace, &mut found).await?;
     objects::<VirtualMachineInstance>(outer, namespace, &mut found).await?;
+    objects::<VirtualMachineInstanceReplicaSet>(outer, namespace, &mut found).await?;
     let kind = GroupVersionKind::gvk("k8s.cni.cncf.io", "v1", "NetworkAttachmentDefinition");
     let resource = ApiResource::from_gvk_with_plural(&kind, "network-attachment-definitions");
     let networks = Api::<DynamicObject>::namespaced_with(outer.client.clone(), namespace, &resource);

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::{ResourceExt, runtime::conditions::is_deleted};
-use kubernest_e2e::leftovers::inventory;
+use kubernest_e2e::leftovers::{inventory, nothing_since};
 use kubernest_e2e::machine::{self, Machine, USER, template};
 use kubernest_e2e::{Outer, wait};
 use kubernest_integration::{PlainStream, StreamError};
@@ -51,9 +51,7 @@ async fn e2e_a_machine_is_used_through_the_api_server() -> Result<()> {
     ensure!(first != second, "a run is an instance of its own");
 
     machine.delete().await?;
-    let after = inventory(&outer, space).await?;
-    let left: Vec<_> = after.difference(&before).collect();
-    ensure!(left.is_empty(), "left behind: {left:#?}");
+    nothing_since(&outer, space, &before).await?;
     outer.kubectl(&["delete", "namespace", space])?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, PostParams};
 use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
-use kubernest_e2e::leftovers::inventory;
+use kubernest_e2e::leftovers::{inventory, nothing_since};
 use kubernest_e2e::machine::{self, Machine, template};
 use kubernest_e2e::{Outer, wait};
 use serde_json::json;
@@ -27,9 +27,7 @@ async fn e2e_machines_outlive_their_nodes() -> Result<()> {
     lost(&outer, &machine, space, &second).await?;
 
     machine.delete().await?;
-    let after = inventory(&outer, space).await?;
-    let left: Vec<_> = after.difference(&before).collect();
-    ensure!(left.is_empty(), "left behind: {left:#?}");
+    nothing_since(&outer, space, &before).await?;
     outer.kubectl(&["delete", "namespace", space])?;
     Ok(())
 }

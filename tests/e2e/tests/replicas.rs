@@ -5,7 +5,7 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::{ResourceExt, runtime::conditions::is_deleted};
 use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, VirtualMachineInstanceReplicaSet};
-use kubernest_e2e::leftovers::inventory;
+use kubernest_e2e::leftovers::{inventory, nothing_since};
 use kubernest_e2e::machine::{self, template};
 use kubernest_e2e::{Outer, wait};
 use serde_json::json;
@@ -53,9 +53,7 @@ async fn e2e_a_replica_set_is_scaled_by_hand_and_by_an_autoscaler() -> Result<()
     let uid = sets.get("web").await?.uid().unwrap_or_default();
     sets.delete("web", &DeleteParams::default()).await?;
     wait::until(&sets, "web", "gone", is_deleted(&uid)).await?;
-    let after = inventory(&outer, space).await?;
-    let left: Vec<_> = after.difference(&before).collect();
-    ensure!(left.is_empty(), "left behind: {left:#?}");
+    nothing_since(&outer, space, &before).await?;
     outer.kubectl(&["delete", "namespace", space])?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams};
 use kubernest_crds::kubevirt::v1::VirtualMachine;
 use kubernest_crds::{Slot, SlotRole, TenantCluster, conditions};
-use kubernest_e2e::leftovers::inventory;
+use kubernest_e2e::leftovers::{inventory, nothing_since};
 use kubernest_e2e::{Outer, Tenant};
 use serde_json::json;
 
@@ -44,9 +44,7 @@ async fn e2e_two_tenants_live_apart_survive_and_leave_nothing() -> Result<()> {
 
     a.delete().await?;
     for (namespace, before) in ["org-acme", "org-bolt"].into_iter().zip(&before) {
-        let after = inventory(&outer, namespace).await?;
-        let left: Vec<_> = after.difference(before).collect();
-        ensure!(left.is_empty(), "left behind in {namespace}: {left:#?}");
+        nothing_since(&outer, namespace, before).await?;
     }
     outer.kubectl(&["delete", "namespace", "org-acme", "org-bolt"])?;
     Ok(())

@@ -1,5 +1,4 @@
-//! Rules of VirtualMachine, VirtualMachineInstance and its replica set, in KubeVirt's words (fields and sentences as KubeVirt 1.9 answers
-//! them), one file a concern. What of KubeVirt's API is not supported is refused by path: `F: not supported`.
+//! Rules of KubeVirt's kinds, in its words (fields and sentences as KubeVirt 1.9 answers them), one file a concern. What of KubeVirt's API is not supported is refused by path: `F: not supported`.
 //!
 //! Only what the types of `kubernest-crds` know is checked further.
 

@@ -5,6 +5,8 @@ use serde_json::{Map, Value, json};
 
 use super::defaults::{self, MASQUERADE};
 use super::presets;
+use crate::Decision;
+use crate::decision::{Report, kubevirt_style};
 
 /// Most characters of the note about presets that were left out.
 const MAX_NOTE: usize = 1024;
@@ -39,19 +41,25 @@ fn due(instance: &Value, presets: &[Preset]) -> Vec<Preset> {
     due.cloned().collect()
 }
 
+fn refusal(why: String) -> Decision {
+    let mut report = Report::default();
+    report.invalid("spec.domain", why);
+    report.decide(kubevirt_style)
+}
+
 /// Completes a new instance; `uuid` is its firmware's, should it name none. What has another shape than it should is left
 /// for validation to tell.
 ///
 /// # Errors
 /// When presets contradict each other: nothing of them can be applied.
-pub fn mutate(instance: &Value, presets: &[Preset], uuid: &str) -> Result<Mutation, String> {
+pub fn mutate(instance: &Value, presets: &[Preset], uuid: &str) -> Result<Mutation, Decision> {
     let mut object = instance.clone();
     let mut warnings = Vec::new();
     let presets = due(instance, presets);
     if !presets.is_empty()
         && let Some(domain) = object.pointer_mut("/spec/domain")
     {
-        let left_out = presets::apply(domain, &presets)?;
+        let left_out = presets::apply(domain, &presets).map_err(refusal)?;
         let applied = presets
             .iter()
             .filter(|preset| left_out.iter().all(|(name, _)| *name != preset.name));
