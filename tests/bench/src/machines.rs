@@ -14,14 +14,14 @@ use kube::runtime::wait::{await_condition, conditions};
 use kube::{Resource, ResourceExt};
 use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, phase};
 use kubernest_crds::labels::SYSTEM_NAMESPACE;
-use kubernest_e2e::{Outer, PlainStream, machine, wait};
+use kubernest_e2e::{Outer, PlainStream, machine, pods, wait};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use crate::figure::{Figure, median, percentile};
-use crate::{pods, writes};
+use crate::writes;
 
 const NAMESPACE: &str = "bench-machines";
 /// Machines that are made at once.
@@ -30,8 +30,8 @@ const BURST: usize = 20;
 const ECHOES: usize = 100;
 /// What KubeVirt's components request for one node, in MiB (virt-operator ×2, virt-api ×2, virt-controller ×2, virt-handler).
 const KUBEVIRT_MIB: f64 = 2765.0;
-/// Its kernel tells from its first moment on.
-const KERNEL_ARGS: &str = "console=ttyS0 earlyprintk=serial";
+/// Its kernel tells from its first moment on. With the default of 9600 baud qemu would hold each byte back for 4 ms.
+const KERNEL_ARGS: &str = "console=ttyS0,115200 earlyprintk=serial";
 
 /// Kernel and initrd of the small guest, for qemu without Kubernest.
 pub struct Guest(pub PathBuf);

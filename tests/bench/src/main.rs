@@ -3,7 +3,6 @@
 mod by_hand;
 mod figure;
 mod machines;
-mod pods;
 mod readyz;
 mod tenant;
 mod writes;
@@ -13,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use kubernest_e2e::Outer;
+use kubernest_e2e::{Outer, pods};
 
 use crate::by_hand::ByHand;
 use crate::figure::{Figure, median};
@@ -124,18 +123,20 @@ async fn sample(outer: &Outer, manifest: &std::path::Path, rest: Duration) -> Re
     if !audit.rest(quiet, Duration::from_secs(300)).await? {
         println!("   Kubernest did not come to rest within five minutes; its writes follow");
     }
-    let (mut most, mut translated) = (0.0_f64, 0.0_f64);
+    let (mut most, mut own, mut translated) = (0.0_f64, 0.0_f64, 0.0_f64);
     for launcher in sample.launchers().await? {
         let memory = pods::memory(&launcher.uid)?;
         let sum: f64 = memory.by_program.values().sum();
         println!(
-            "   {}: {sum:.1} MiB beyond the guest's own and {:.1} MiB of translated code: {:.1?}",
-            launcher.machine, memory.translated, memory.by_program
+            "   {}: {sum:.1} MiB beyond the guest's own ({:.1} MiB of them in no file) and {:.1} MiB of translated code: {:.1?}",
+            launcher.machine, memory.in_no_file, memory.translated, memory.by_program
         );
         most = most.max(sum);
+        own = own.max(memory.in_no_file);
         translated = translated.max(memory.translated);
     }
     figures.push(Figure::alone("vm_overhead_mib", most, "MiB", Some(90.0)));
+    figures.push(Figure::alone("vm_overhead_in_no_file_mib", own, "MiB", None));
     figures.push(Figure::alone("vm_translated_code_mib", translated, "MiB", None));
     audit.since()?;
     tokio::time::sleep(rest).await;

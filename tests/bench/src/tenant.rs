@@ -10,12 +10,12 @@ use kube::api::{Api, DeleteParams, ListParams};
 use kube::{Config, ResourceExt};
 use kubernest_crds::kubevirt::v1::VirtualMachine;
 use kubernest_crds::{TenantCluster, labels};
-use kubernest_e2e::{Outer, Tenant, wait};
+use kubernest_e2e::{Outer, Tenant, pods, wait};
 use procfs::{Current, Uptime};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::{pods, readyz};
+use crate::readyz;
 
 const NAMESPACE: &str = "bench";
 

@@ -6,6 +6,7 @@
 pub mod leftovers;
 pub mod machine;
 pub mod outer;
+pub mod pods;
 pub mod tenant;
 pub mod wait;
 

@@ -2,13 +2,16 @@
 
 use std::process::{Command, Output};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams};
 use kube::{Client, ResourceExt};
 use kubernest_crds::labels;
+use kubernest_crds::quantity::Quantity;
 use kubernest_testbed::Testbed;
 use tokio::io::{AsyncBufReadExt, BufReader};
+
+use crate::pods;
 
 /// The outer cluster with Kubernest installed.
 pub struct Outer {
@@ -79,6 +82,26 @@ impl Outer {
         );
         let pods = Api::<Pod>::namespaced(self.client.clone(), namespace);
         Ok(pods.list(&ListParams::default().labels(&selector)).await?.items)
+    }
+
+    /// Fails when the machine's launcher pod uses more memory than it requested of its node.
+    pub async fn memory_fits_its_request(&self, namespace: &str, machine: &str) -> Result<()> {
+        for pod in self.launchers(namespace, machine).await? {
+            let memory = pods::memory(&pod.uid().context("uid")?)?;
+            let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+            let requests = containers.filter_map(|one| one.resources.as_ref()?.requests.as_ref()?.get("memory"));
+            let mut requested = 0;
+            for quantity in requests {
+                requested += Quantity::from(quantity.0.as_str()).value()?;
+            }
+            let (used, requested) = (memory.all(), requested as f64 / f64::from(1 << 20));
+            println!(
+                "-- {machine}: {used:.0} MiB of {requested:.0} MiB requested: guest {:.0}, {:.1?}",
+                memory.guest, memory.by_program
+            );
+            ensure!(used <= requested, "{machine} uses more than it requested");
+        }
+        Ok(())
     }
 
     /// Deletes the pods of a component of Kubernest without mercy, as a crash would.

@@ -31,6 +31,7 @@ async fn e2e_a_machine_is_used_through_the_api_server() -> Result<()> {
     reboots(&machine).await?;
     screen_and_ports_are_reached(&machine).await?;
     usage_is_told(&outer, space).await?;
+    outer.memory_fits_its_request(space, "vm").await?;
     console_outlives_the_other_replica(&outer, &machine).await?;
 
     machine.ask("virtualmachines", "restart").await?;

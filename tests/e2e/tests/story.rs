@@ -42,6 +42,9 @@ async fn e2e_two_tenants_live_apart_survive_and_leave_nothing() -> Result<()> {
     worker_survives_its_pod(&outer, &a, &cluster_a).await?;
     control_plane_keeps_its_data(&outer, &a, &cluster_a).await?;
 
+    for slot in slots(&cluster_a) {
+        outer.memory_fits_its_request("org-acme", &slot.name).await?;
+    }
     a.delete().await?;
     for (namespace, before) in ["org-acme", "org-bolt"].into_iter().zip(&before) {
         nothing_since(&outer, namespace, before).await?;

@@ -1,8 +1,9 @@
 //! What a launcher pod asks of its node: memory with the overhead of the processes around the guest, CPU, devices; and
 //! whether it asks for KVM.
 //!
-//! Pure. The overhead is a formula over measured constants; `tests/bench` measures what it stands for
-//! (`vm_overhead_mib`).
+//! Pure. The overhead is a formula over measured constants (proportional set sizes, with nobody on the node to share a file
+//! with, rounded up by a quarter to a half): `tests/bench` measures them anew (`vm_overhead_mib`), and end-to-end stories
+//! fail when a pod uses more than it requested.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,20 +19,23 @@ use super::validate::Machine;
 use crate::Emulation;
 
 const MIB: u64 = 1 << 20;
-/// libvirtd, PSS.
-const LIBVIRTD: u64 = 25 * MIB;
-/// qemu beyond the guest's memory and its translation cache.
+/// libvirtd: 15 to 16 MiB.
+const LIBVIRTD: u64 = 20 * MIB;
+/// qemu beyond the guest's memory: 33 MiB with KVM, 24 of them its program and libraries, and the copy of a kernel that it
+/// boots itself (14 MiB of Debian's), which it keeps as long as it runs.
 const QEMU: u64 = 60 * MIB;
-/// The launcher itself.
-const LAUNCHER: u64 = 10 * MIB;
-/// virtiofsd, for each shared file system.
+/// The launcher itself: 12 to 14 MiB; the pod's pause and init, 1 MiB.
+const LAUNCHER: u64 = 20 * MIB;
+/// virtiofsd, for each shared file system: 5 MiB.
 const VIRTIOFSD: u64 = 8 * MIB;
 /// Translation cache of qemu's emulator (TCG) as a share of the guest's memory: larger guests run larger programs, and a
 /// cache that is too small is flushed over and over. A control plane of 2 GiB takes 25 s to /readyz with 256 MiB as with
-/// 512, 33 s with 64; what qemu keeps of each block it translated comes on top of the cache.
+/// 512, 33 s with 64.
 const TRANSLATION_CACHE_SHARE: u64 = 8;
 /// The cache of the smallest and of the largest guests.
 const TRANSLATION_CACHE: std::ops::RangeInclusive<u64> = 32 * MIB..=256 * MIB;
+/// What qemu keeps of the blocks in that cache, trees and a hash table: 50 MiB for 256 MiB of them.
+const TRANSLATED_BLOCKS: u64 = 48 * MIB;
 /// Under TCG the launcher caps the cache at the overhead less this (`kubernest-domain`, `plan.rs`): asking for less would
 /// not spare memory but flush the cache, and slow the guest down.
 const RESERVED_UNDER_TCG: u64 = 160 * MIB;
@@ -41,15 +45,16 @@ const PAGE_TABLE_SHARE: u64 = 512;
 const MILLI_CPU_PER_VCPU: u64 = 1000 / 10;
 
 /// Memory in bytes that a launcher pod needs beyond its guest's, rounded up to a MiB:
-/// `libvirtd + qemu + launcher + virtiofsd × shares + guest / 512`; if emulated at least what the launcher reserves, and
-/// the translation cache on top.
+/// `libvirtd + qemu + launcher + virtiofsd × shares + guest / 512`; if emulated, the
+/// translation cache and what qemu keeps of its blocks on top, and at least what the launcher reserves.
 pub fn overhead_bytes(guest_bytes: u64, shares: u64, accelerator: Accelerator) -> u64 {
     let processes = LIBVIRTD + QEMU + LAUNCHER + VIRTIOFSD * shares + guest_bytes / PAGE_TABLE_SHARE;
     let bytes = match accelerator {
         Accelerator::Kvm => processes,
         Accelerator::Tcg => {
             let cache = guest_bytes / TRANSLATION_CACHE_SHARE;
-            processes.max(RESERVED_UNDER_TCG) + cache.clamp(*TRANSLATION_CACHE.start(), *TRANSLATION_CACHE.end())
+            (processes + TRANSLATED_BLOCKS).max(RESERVED_UNDER_TCG)
+                + cache.clamp(*TRANSLATION_CACHE.start(), *TRANSLATION_CACHE.end())
         }
     };
     bytes.next_multiple_of(MIB)

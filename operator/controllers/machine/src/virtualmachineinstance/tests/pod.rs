@@ -218,14 +218,14 @@ fn build_pod_requests_guest_and_overhead() {
     let mib = 1_u64 << 20;
     assert_eq!(
         resources::overhead_bytes(2 << 30, 1, Accelerator::Kvm),
-        (25 + 60 + 10 + 8 + 4) * mib
+        (20 + 60 + 20 + 8 + 4) * mib
     );
     assert_eq!(
         resources::overhead_bytes(2 << 30, 1, Accelerator::Tcg),
         (160 + 256) * mib
     );
     let list = built(&instance(), Accelerator::Kvm)["spec"]["containers"][0]["resources"].clone();
-    let memory = (2048 + 107) * mib;
+    let memory = (2048 + 112) * mib;
     assert_eq!(list["requests"]["memory"], memory.to_string());
     assert_eq!(list["requests"]["cpu"], "200m");
     assert_eq!(list["requests"]["devices.kubevirt.io/tun"], "1");

@@ -37,25 +37,48 @@ pub fn qemu_start(uid: &str) -> Result<f64> {
 pub struct Memory {
     /// By program, without the guest's memory and without translated code.
     pub by_program: BTreeMap<String, f64>,
+    /// What of it is in no file: other machines on the node share none of that, and the kernel can't drop it.
+    pub in_no_file: f64,
+    /// The guest's own, as far as it was ever touched.
+    pub guest: f64,
     /// Code that qemu translated for an emulated guest.
     pub translated: f64,
 }
 
+impl Memory {
+    /// All of it.
+    pub fn all(&self) -> f64 {
+        self.by_program.values().sum::<f64>() + self.guest + self.translated
+    }
+}
+
 /// Measures it.
 pub fn memory(uid: &str) -> Result<Memory> {
-    let (mut by_program, mut translated) = (BTreeMap::new(), 0.0);
+    let mut found = Memory {
+        by_program: BTreeMap::new(),
+        in_no_file: 0.0,
+        guest: 0.0,
+        translated: 0.0,
+    };
     for process in processes(uid)? {
         let name = process.stat()?.comm;
         for map in process.smaps()? {
             let mib = pss(&map) as f64 / MIB;
             if is_translated(&map) {
-                translated += mib;
-            } else if !is_guests(&map) {
-                *by_program.entry(name.clone()).or_insert(0.0) += mib;
+                found.translated += mib;
+                continue;
+            }
+            if is_guests(&map) {
+                found.guest += mib;
+                continue;
+            }
+            *found.by_program.entry(name.clone()).or_insert(0.0) += mib;
+            if !matches!(map.pathname, MMapPath::Path(_)) {
+                found.in_no_file += mib;
             }
         }
     }
-    Ok(Memory { by_program, translated })
+    Ok(found)
 }
 
 fn pss(map: &MemoryMap) -> u64 {
