@@ -23,6 +23,9 @@ pub const CONSOLE_TAIL_REQUEST: &str = "kubernest.io/console-tail-request";
 /// virtualisation is used. What guards against the processor's speculation, for example, guards nothing there and costs
 /// a quarter of the time that a control plane takes to start.
 pub const EMULATION_KERNEL_ARGS: &str = "kubernest.io/emulation-kernel-args";
+/// Annotation of a VirtualMachineInstance, `true`: its guest does not report free pages, which spares it that work and costs
+/// the node what it has freed (KubeVirt's name).
+pub const FREE_PAGE_REPORTING_DISABLED: &str = "kubevirt.io/free-page-reporting-disabled";
 /// Annotation of a Node: `kvm` or `tcg`, as the accelerator probe found by booting a tiny guest.
 pub const ACCELERATOR: &str = "kubernest.io/accelerator";
 

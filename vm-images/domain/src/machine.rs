@@ -58,8 +58,10 @@ pub struct Machine {
     pub tablets: Vec<Bus>,
     /// A virtio random number generator.
     pub rng: bool,
-    /// A balloon through which the guest reports free pages.
+    /// A balloon.
     pub balloon: bool,
+    /// Memory that the guest has freed goes back to the node at once.
+    pub free_page_reporting: bool,
     /// What an i6300esb watchdog does when it expires, in libvirt's words.
     pub watchdog: Option<&'static str>,
     /// Time from ACPI power button to destruction, in seconds.

@@ -138,6 +138,7 @@ pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
         tablets: hardware::tablets(devices)?,
         rng: devices.rng.is_some(),
         balloon: devices.autoattach_mem_balloon.unwrap_or(true),
+        free_page_reporting: annotation(launch, labels::FREE_PAGE_REPORTING_DISABLED) != Some("true"),
         watchdog: watchdog(domain)?,
         grace_seconds: match spec.termination_grace_period_seconds {
             None => DEFAULT_GRACE_SECONDS,
@@ -250,12 +251,16 @@ fn cpu(accelerator: Accelerator, cpu: Option<&CpuSpec>) -> Result<Cpu, PlanError
     })
 }
 
+fn annotation<'a>(launch: &'a Launch, name: &str) -> Option<&'a str> {
+    let annotations = launch.vmi.metadata.annotations.as_ref()?;
+    annotations.get(name).map(String::as_str)
+}
+
 /// Kernel arguments that the instance wants under emulation only.
 fn emulation_args(launch: &Launch) -> Result<String, PlanError> {
-    let annotations = launch.vmi.metadata.annotations.as_ref();
-    let args = annotations.and_then(|all| all.get(labels::EMULATION_KERNEL_ARGS));
+    let args = annotation(launch, labels::EMULATION_KERNEL_ARGS);
     let field = format!("metadata.annotations[{}]", labels::EMULATION_KERNEL_ARGS);
-    let args = plain(&field, args.map_or("", String::as_str))?;
+    let args = plain(&field, args.unwrap_or_default())?;
     let kernel_boot = launch
         .vmi
         .spec

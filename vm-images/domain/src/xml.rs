@@ -259,9 +259,10 @@ fn devices(machine: &Machine) -> Element {
         );
     }
     if machine.balloon {
-        let balloon = el("memballoon")
-            .attr("model", "virtio-non-transitional")
-            .attr("freePageReporting", "on");
+        let balloon = el("memballoon").attr("model", "virtio-non-transitional").attr(
+            "freePageReporting",
+            if machine.free_page_reporting { "on" } else { "off" },
+        );
         devices.push(balloon.with(slots.next()));
     } else {
         devices.push(el("memballoon").attr("model", "none"));

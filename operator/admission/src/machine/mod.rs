@@ -2,6 +2,7 @@
 //!
 //! Only what the types of `kubernest-crds` know is checked further.
 
+mod annotations;
 mod cloudinit;
 mod credentials;
 mod defaults;
@@ -41,7 +42,16 @@ pub fn decide_virtual_machine(_: &Installation, review: Review<'_>) -> Decision 
         instance(&mut report, "spec.template.spec", &spec.template.spec);
     }
     guard::template_brings_none(&mut report, review);
+    template_annotations(&mut report, review.object);
     report.decide(kubevirt_style)
+}
+
+fn template_annotations(report: &mut Report, object: &Value) {
+    annotations::check(
+        report,
+        "spec.template.metadata",
+        object.pointer("/spec/template/metadata"),
+    );
 }
 
 /// Decides upon a VirtualMachineInstance.
@@ -57,6 +67,7 @@ pub fn decide_virtual_machine_instance(_: &Installation, review: Review<'_>) -> 
     if let Some(spec) = read::<VirtualMachineInstanceSpec>(&mut report, &filled) {
         instance(&mut report, "spec", &spec);
     }
+    annotations::check(&mut report, "metadata", review.object.get("metadata"));
     if !review.own_request {
         guard::brings_none(&mut report, review.object);
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use kubernest_crds::Selector;
 use kubernest_crds::kubevirt::v1::VirtualMachineInstanceReplicaSetSpec;
 
-use super::{defaults, filled, guard, instance, read};
+use super::{defaults, filled, guard, instance, read, template_annotations};
 use crate::{
     Decision, Installation, Review,
     decision::{Report, kubevirt_style, reasons},
@@ -25,6 +25,7 @@ pub fn decide(_: &Installation, review: Review<'_>) -> Decision {
         claims(&mut report, &spec);
     }
     guard::template_brings_none(&mut report, review);
+    template_annotations(&mut report, review.object);
     report.decide(kubevirt_style)
 }
 

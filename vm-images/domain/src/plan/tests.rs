@@ -299,6 +299,18 @@ fn plan_start_strategy(#[case] spec: Value, #[case] paused: bool) {
 }
 
 /// A spec with one disk `d` and its volume.
+#[test]
+fn plan_guest_keeps_what_it_frees_where_it_is_asked_to() {
+    let reports = |value: &str| {
+        let annotations = json!({ "kubevirt.io/free-page-reporting-disabled": value });
+        let patch = json!({ "vmi": { "metadata": { "annotations": annotations } } });
+        let mut asked = node();
+        merge(&mut asked, patch);
+        plan::machine(&launch("tcg", asked)).unwrap().free_page_reporting
+    };
+    assert_eq!((reports("true"), reports("false")), (false, true));
+}
+
 fn disk(mut disk: Value, mut volume: Value) -> Value {
     disk["name"] = "d".into();
     volume["name"] = "d".into();
