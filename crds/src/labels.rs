@@ -31,6 +31,10 @@ pub const ACCELERATOR: &str = "kubernest.io/accelerator";
 
 /// Label of a Node whose agent is ready to start virtual machines (KubeVirt's name).
 pub const SCHEDULABLE: &str = "kubevirt.io/schedulable";
+/// Label of a Node: `true` where its kubelet gives processors to one container alone (KubeVirt's name).
+pub const CPU_MANAGER: &str = "kubevirt.io/cpumanager";
+/// The same under the name that KubeVirt had for it before, and still writes.
+pub const CPU_MANAGER_BEFORE: &str = "cpumanager";
 /// Label of launcher pods (KubeVirt's name), with value [`LAUNCHER_APP_VALUE`].
 pub const LAUNCHER_APP: &str = "kubevirt.io";
 /// Value of [`LAUNCHER_APP`].

@@ -71,10 +71,11 @@ pub struct Cpu {
     /// Features that the model gets or loses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<Vec<CpuFeature>>,
-    /// Processors of its own; `true` is not supported yet.
+    /// A processor of the node for each virtual CPU, used by nobody else. Needs a node whose kubelet has the CPU manager
+    /// policy `static` (label `kubevirt.io/cpumanager=true`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dedicated_cpu_placement: Option<bool>,
-    /// A processor of its own for qemu; `true` is not supported yet.
+    /// One more for qemu's other threads and what runs beside it, apart from the guest's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolate_emulator_thread: Option<bool>,
 }
@@ -82,7 +83,14 @@ pub struct Cpu {
 impl Cpu {
     /// Number of virtual CPUs.
     pub fn count(&self) -> u32 {
-        self.cores.unwrap_or(1).max(1) * self.sockets.unwrap_or(1).max(1) * self.threads.unwrap_or(1).max(1)
+        let given = [self.cores, self.sockets, self.threads].map(|number| number.unwrap_or(1).max(1));
+        given.into_iter().fold(1, u32::saturating_mul)
+    }
+
+    /// Number of the node's processors that nobody else is to use; `None` where they are shared.
+    pub fn dedicated(&self) -> Option<u32> {
+        let emulator = u32::from(self.isolate_emulator_thread == Some(true));
+        (self.dedicated_cpu_placement == Some(true)).then(|| self.count().saturating_add(emulator))
     }
 }
 

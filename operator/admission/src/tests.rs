@@ -281,6 +281,39 @@ fn disagreement(case: &Value) -> Option<(String, String)> {
 }
 
 #[test]
+fn admit_dedicated_processors_are_whole_and_as_many_as_the_guest_has() {
+    let of = |cpu: Value, resources: Value| {
+        let mut cpu = cpu;
+        cpu["dedicatedCpuPlacement"] = json!(true);
+        let domain = json!({"cpu": cpu, "memory": {"guest": "64Mi"}, "resources": resources, "devices": {}});
+        let object = json!({"metadata": {"name": "a"}, "spec": {"domain": domain}});
+        let decision = create("VirtualMachineInstance", &object);
+        let causes = decision.causes.iter();
+        causes.map(|cause| cause.message.clone()).collect::<Vec<_>>().join(", ")
+    };
+    for (cpu, resources) in [
+        (json!({}), json!({})),
+        (json!({"isolateEmulatorThread": true}), json!({"limits": {"cpu": 2}})),
+        (
+            json!({"cores": 2, "threads": 2}),
+            json!({"requests": {"cpu": "4000m"}, "limits": {"cpu": 4}}),
+        ),
+    ] {
+        assert_eq!(of(cpu, resources), "");
+    }
+    let both = "spec.domain.resources.requests.cpu or spec.domain.resources.limits.cpu must not be provided at the same \
+                time with spec.domain.cpu.cores when DedicatedCPUPlacement is true ";
+    assert_eq!(of(json!({"cores": 2}), json!({"limits": {"cpu": 4}})), both);
+    let memory = "spec.domain.resources.requests.memory must be equal to spec.domain.resources.limits.memory";
+    let resources = json!({"requests": {"memory": "64Mi"}, "limits": {"memory": "128Mi"}});
+    assert_eq!(of(json!({}), resources), memory);
+    let numa = of(json!({"numa": {"guestMappingPassthrough": {}}}), json!({}));
+    assert_eq!(numa, "spec.domain.cpu.numa: not supported");
+    let realtime = of(json!({"realtime": {}}), json!({}));
+    assert_eq!(realtime, "spec.domain.cpu.realtime: not supported");
+}
+
+#[test]
 fn admit_fills_gaps_once() {
     let object =
         json!({"spec": {"domain": {"devices": {}, "resources": {"limits": {"memory": "1024Mi", "cpu": "1500m"}}}}});

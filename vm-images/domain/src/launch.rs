@@ -96,6 +96,11 @@ pub enum ParseLaunchError {
 }
 
 impl Launch {
+    /// How many processors of its own the machine asks for, if any.
+    pub fn dedicated(&self) -> Option<u32> {
+        self.vmi.spec.domain.cpu.as_ref()?.dedicated()
+    }
+
     /// Reads the JSON of [`LAUNCH_ENV`]; a field that is not known is refused by its path, not ignored.
     pub fn parse(json: &str) -> Result<Self, ParseLaunchError> {
         let mut unknown: Option<String> = None;

@@ -10,6 +10,7 @@ pub mod launch;
 pub mod machine;
 pub mod paths;
 pub mod plan;
+pub mod processors;
 pub mod termination;
 pub mod xml;
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use kubernest_crds::kubevirt::v1::GuestNetwork;
 
+use crate::processors::Pinning;
 use crate::{Accelerator, TapKind};
 
 /// One libvirt domain and what must exist before it starts.
@@ -28,6 +29,8 @@ pub struct Machine {
     pub memory: u64,
     /// Virtual processors.
     pub topology: Topology,
+    /// The node's processors that they run on, if they have some of their own.
+    pub pinning: Option<Pinning>,
     /// What the processors look like.
     pub cpu: Cpu,
     /// Features that the processors get or lose: libvirt's policy and name.

@@ -14,6 +14,7 @@ use kubernest_crds::labels;
 use kubernest_crds::quantity::Quantity;
 
 use crate::machine::{Clock, Cpu, Firmware, Kernel, Machine, Topology};
+use crate::processors::{self, CpuSet, Pinning, Processors};
 use crate::{Accelerator, Launch, paths, xml};
 
 /// CPU model under TCG: the newest whose instructions TCG translates cheaply (measured against `max` and `qemu64`).
@@ -51,6 +52,17 @@ pub enum PlanError {
         /// A short sentence.
         why: &'static str,
     },
+    /// The node gave the container no processors of its own.
+    #[error(
+        "spec.domain.cpu.dedicatedCpuPlacement: the container may use the processors {allowed} where {wanted} of its own \
+         were asked for: the node's kubelet gives none away; it needs the CPU manager policy static"
+    )]
+    Shared {
+        /// How many it needs.
+        wanted: u32,
+        /// Those that it may use, with others.
+        allowed: CpuSet,
+    },
 }
 
 pub(crate) fn unsupported(field: impl Into<String>) -> PlanError {
@@ -71,8 +83,9 @@ pub(crate) fn invalid(field: impl Into<String>, why: &'static str) -> PlanError 
     }
 }
 
-/// The machine that a launch document asks for.
-pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
+/// The machine that a launch document asks for, on the `processors` that the container got; they matter only to one that
+/// asks for [its own](Launch::dedicated).
+pub fn machine(launch: &Launch, processors: &Processors) -> Result<Machine, PlanError> {
     let (metadata, spec) = (&launch.vmi.metadata, &launch.vmi.spec);
     let name = metadata
         .name
@@ -89,12 +102,6 @@ pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
     {
         return Err(unsupported("spec.architecture"));
     }
-    let cpu_spec = spec.domain.cpu.as_ref();
-    if cpu_spec
-        .is_some_and(|cpu| cpu.dedicated_cpu_placement == Some(true) || cpu.isolate_emulator_thread == Some(true))
-    {
-        return Err(unsupported("spec.domain.cpu.dedicatedCpuPlacement"));
-    }
     let hostname = spec.hostname.as_deref().unwrap_or(name);
     let hostname = label(
         "spec.hostname",
@@ -103,6 +110,7 @@ pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
     let domain = &spec.domain;
     let devices = &domain.devices;
     let firmware = domain.firmware.clone().unwrap_or_default();
+    let topology = topology(domain.cpu.as_ref())?;
     let machine = Machine {
         name: format!("{namespace}_{name}"),
         uuid: uuid(&firmware)?,
@@ -114,7 +122,8 @@ pub fn machine(launch: &Launch) -> Result<Machine, PlanError> {
         accelerator: launch.accelerator,
         machine_type: machine_type(domain)?,
         memory: memory(domain)?,
-        topology: topology(domain.cpu.as_ref())?,
+        topology,
+        pinning: pinning(launch, topology, processors)?,
         cpu: cpu(launch.accelerator, domain.cpu.as_ref())?,
         cpu_features: hardware::cpu_features(domain.cpu.as_ref())?,
         translation_cache_mib: (launch.overhead_bytes / MIB)
@@ -238,6 +247,22 @@ fn topology(cpu: Option<&CpuSpec>) -> Result<Topology, PlanError> {
             "sockets × cores × threads must be at most 255",
         )),
     }
+}
+
+fn pinning(launch: &Launch, topology: Topology, processors: &Processors) -> Result<Option<Pinning>, PlanError> {
+    let cpu = launch.vmi.spec.domain.cpu.as_ref();
+    let isolated = cpu.is_some_and(|cpu| cpu.isolate_emulator_thread == Some(true));
+    let Some(wanted) = launch.dedicated() else {
+        return if isolated {
+            let why = "only together with dedicatedCpuPlacement";
+            Err(invalid("spec.domain.cpu.isolateEmulatorThread", why))
+        } else {
+            Ok(None)
+        };
+    };
+    let allowed = processors.allowed().clone();
+    let pinning = processors::pin(topology, isolated, processors).ok_or(PlanError::Shared { wanted, allowed })?;
+    Ok(Some(pinning))
 }
 
 fn cpu(accelerator: Accelerator, cpu: Option<&CpuSpec>) -> Result<Cpu, PlanError> {

@@ -37,7 +37,7 @@ pub fn domain(machine: &Machine) -> String {
                 .with(el("access").attr("mode", "shared")),
         );
     }
-    domain.push(el("vcpu").attr("placement", "static").text(machine.topology.vcpus()));
+    push_vcpus(&mut domain, machine);
     if let Some(serial) = &machine.system_serial {
         domain.push(
             el("sysinfo")
@@ -56,6 +56,27 @@ pub fn domain(machine: &Machine) -> String {
     domain.push(el("seclabel").attr("type", "none"));
     domain.push(environment());
     domain.render()
+}
+
+/// How many virtual CPUs, and on which of the node's processors all of it runs.
+///
+/// Under TCG libvirt refuses to pin single virtual CPUs ("cpu affinity is not supported", qemuProcessSetupVcpus): the
+/// launcher does it then.
+fn push_vcpus(domain: &mut Element, machine: &Machine) {
+    let mut vcpu = el("vcpu").attr("placement", "static");
+    if let Some(pinning) = &machine.pinning {
+        vcpu = vcpu.attr("cpuset", &pinning.all);
+    }
+    domain.push(vcpu.text(machine.topology.vcpus()));
+    let Some(pinning) = &machine.pinning else { return };
+    let mut tune = el("cputune");
+    if machine.accelerator == Accelerator::Kvm {
+        for (number, processor) in pinning.vcpus.iter().enumerate() {
+            tune.push(el("vcpupin").attr("vcpu", number).attr("cpuset", processor));
+        }
+    }
+    tune.push(el("emulatorpin").attr("cpuset", &pinning.emulator));
+    domain.push(tune);
 }
 
 /// qemu frees and makes anew large tables all the time (the emulator's TLBs). glibc would keep what was freed; each in a
@@ -108,6 +129,11 @@ fn features(machine: &Machine) -> Element {
         features.push(el("acpi"));
     }
     features.push(el("apic"));
+    if machine.accelerator == Accelerator::Kvm && machine.pinning.is_some() {
+        // The guest may wait by spinning: nobody else wants the processor.
+        let hint = el("hint-dedicated").attr("state", "on");
+        features.push(el("kvm").with(hint));
+    }
     if machine.accelerator == Accelerator::Tcg {
         let cache = el("tb-cache").attr("unit", "MiB").text(machine.translation_cache_mib);
         features.push(el("tcg").with(cache));

@@ -42,7 +42,8 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     dedicated(report, f, spec);
 }
 
-/// KubeVirt's rules of dedicated processors; what passes them is not supported yet.
+/// KubeVirt's rules of dedicated processors: whole ones, as many as the guest has, and memory that is limited to what is
+/// requested, as the kubelet gives processors away to such pods only.
 fn dedicated(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     let Some(cpu) = &spec.domain.cpu else { return };
     let dedicated = cpu.dedicated_cpu_placement == Some(true);
@@ -56,12 +57,20 @@ fn dedicated(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     if !dedicated {
         return;
     }
-    let before = report.count();
     let resources = &spec.domain.resources;
     let milli = |list: &std::collections::BTreeMap<String, Quantity>, name: &str| {
         list.get(name).and_then(|quantity| quantity.milli().ok()).unwrap_or(0)
     };
     let base = format!("{f}.domain.resources");
+    let (least, most) = (milli(&resources.requests, "memory"), milli(&resources.limits, "memory"));
+    let guest = spec.domain.memory.as_ref().and_then(|memory| memory.guest.as_ref());
+    if least == 0 && most == 0 && guest.is_none() {
+        let field = format!("{base}.limits.memory");
+        let message = format!(
+            "{base}.requests.memory, {field}, {f}.domain.memory.hugepages or {f}.domain.memory.guest should be provided"
+        );
+        report.invalid(field, message);
+    }
     // Requests default to limits before KubeVirt looks.
     let limit = milli(&resources.limits, "cpu");
     let request = match milli(&resources.requests, "cpu") {
@@ -74,7 +83,6 @@ fn dedicated(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
             report.invalid(format!("{base}.{part}.cpu"), message);
         }
     }
-    let (least, most) = (milli(&resources.requests, "memory"), milli(&resources.limits, "memory"));
     if least > 0 && most > 0 && least != most {
         let field = format!("{base}.requests.memory");
         let message = format!("{field} must be equal to {base}.limits.memory");
@@ -86,15 +94,20 @@ fn dedicated(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
             format!("{base}.requests.cpu or {base}.limits.cpu must be equal when DedicatedCPUPlacement is true ");
         report.invalid(&at, message);
     }
+    let vcpus = i128::from(cpu.count());
+    if (request > 0 || limit > 0) && whole(request) != vcpus && whole(limit) != vcpus {
+        let message = format!(
+            "{base}.requests.cpu or {base}.limits.cpu must not be provided at the same time with {f}.domain.cpu.cores when \
+             DedicatedCPUPlacement is true "
+        );
+        report.invalid(&at, message);
+    }
     if cpu.threads.unwrap_or(1) > 2 {
         let message = format!(
             "Not more than two threads must be provided at {f}.domain.cpu.threads (got {}) when DedicatedCPUPlacement is true",
             cpu.threads.unwrap_or(1)
         );
-        report.invalid(&at, message);
-    }
-    if report.count() == before {
-        unsupported(report, at);
+        report.invalid(at, message);
     }
 }
 

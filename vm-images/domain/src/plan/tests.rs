@@ -3,6 +3,8 @@
 use rstest::rstest;
 use serde_json::{Value, json};
 
+use crate::machine::Machine;
+use crate::processors::Processors;
 use crate::{Launch, ParseLaunchError, fat, plan, xml};
 
 /// A launch document with the given spec merged over a minimal one.
@@ -18,6 +20,15 @@ fn launch(accelerator: &str, patch: Value) -> Launch {
     });
     merge(&mut document, patch);
     Launch::parse(&document.to_string()).unwrap()
+}
+
+/// The machine of a document whose container was given these processors.
+fn planned_on(launch: &Launch, allowed: &str) -> Result<Machine, plan::PlanError> {
+    plan::machine(launch, &Processors::new(allowed.parse().unwrap(), |_| None))
+}
+
+fn planned(launch: &Launch) -> Result<Machine, plan::PlanError> {
+    planned_on(launch, "0-7")
 }
 
 fn merge(base: &mut Value, patch: Value) {
@@ -131,20 +142,41 @@ fn everything() -> Value {
 #[case::efi_tcg("efi_tcg", "tcg", json!({ "vmi": { "spec": { "domain": {
     "firmware": { "bootloader": { "efi": { "secureBoot": false } } } } } } }))]
 fn plan_domain_xml(#[case] name: &str, #[case] accelerator: &str, #[case] patch: Value) {
-    let machine = plan::machine(&launch(accelerator, patch)).unwrap();
+    let machine = planned(&launch(accelerator, patch)).unwrap();
     insta::assert_snapshot!(name, xml::domain(&machine));
+}
+
+#[rstest]
+#[case::kvm("kvm", true, "4-6", &[
+    r#"<vcpu placement="static" cpuset="4-6">2</vcpu>"#, r#"<vcpupin vcpu="0" cpuset="4"/>"#, r#"<vcpupin vcpu="1" cpuset="5"/>"#,
+    r#"<emulatorpin cpuset="6"/>"#, r#"<hint-dedicated state="on"/>"#, r#"sockets="1" dies="1" cores="2" threads="1""#])]
+#[case::tcg("tcg", false, "4,6", &[r#"<vcpu placement="static" cpuset="4,6">2</vcpu>"#, r#"<emulatorpin cpuset="4,6"/>"#])]
+fn plan_dedicated_processors(
+    #[case] accelerator: &str,
+    #[case] isolated: bool,
+    #[case] allowed: &str,
+    #[case] expected: &[&str],
+) {
+    let cpu = json!({ "cores": 2, "dedicatedCpuPlacement": true, "isolateEmulatorThread": isolated });
+    let launch = launch(accelerator, json!({ "vmi": { "spec": { "domain": { "cpu": cpu } } } }));
+    let xml = xml::domain(&planned_on(&launch, allowed).unwrap());
+    for part in expected {
+        assert!(xml.contains(part), "{part}\n{xml}");
+    }
+    // libvirt would refuse them.
+    assert_eq!(xml.contains("vcpupin"), accelerator == "kvm");
 }
 
 #[test]
 fn plan_sources_of_disks() {
-    let machine = plan::machine(&launch("tcg", everything())).unwrap();
+    let machine = planned(&launch("tcg", everything())).unwrap();
     let sources: Vec<_> = machine.disks.iter().map(|disk| (&disk.name, &disk.source)).collect();
     insta::assert_debug_snapshot!("sources", sources);
 }
 
 #[test]
 fn plan_claims_leave_room_for_the_file_system() {
-    let machine = plan::machine(&launch("tcg", node())).unwrap();
+    let machine = planned(&launch("tcg", node())).unwrap();
     let crate::machine::Source::Keep { size } = machine.disks[1].source else {
         panic!("{:?}", machine.disks[1])
     };
@@ -184,7 +216,11 @@ fn plan_claims_leave_room_for_the_file_system() {
     "spec.domain.firmware.bootloader.efi.secureBoot: not supported")]
 #[case(json!({ "spec": { "domain": { "firmware": { "bootloader": { "efi": { "secureBoot": false } } },
     "features": { "acpi": { "enabled": false } } } } }), "spec.domain.features.acpi.enabled: false with EFI: not supported")]
-#[case(json!({ "spec": { "domain": { "cpu": { "dedicatedCpuPlacement": true } } } }), "spec.domain.cpu.dedicatedCpuPlacement: not supported")]
+#[case(json!({ "spec": { "domain": { "cpu": { "cores": 2, "dedicatedCpuPlacement": true } } } }),
+    "spec.domain.cpu.dedicatedCpuPlacement: the container may use the processors 0-7 where 2 of its own were asked for: \
+     the node's kubelet gives none away; it needs the CPU manager policy static")]
+#[case(json!({ "spec": { "domain": { "cpu": { "isolateEmulatorThread": true } } } }),
+    "spec.domain.cpu.isolateEmulatorThread: only together with dedicatedCpuPlacement")]
 #[case(json!({ "spec": { "startStrategy": "Later" } }), "spec.startStrategy: not supported")]
 #[case(json!({ "spec": { "domain": { "devices": { "inputs": [{ "name": "a", "type": "keyboard" }] } } } }),
     "spec.domain.devices.inputs[0].type: not supported")]
@@ -201,7 +237,7 @@ fn plan_claims_leave_room_for_the_file_system() {
 #[case(json!({ "spec": { "domain": { "devices": { "interfaces": [{ "name": "x", "bridge": {} }] } } } }),
     "spec.domain.devices.interfaces[0].name 'x' not found")]
 fn plan_refuses_by_field(#[case] vmi: Value, #[case] message: &str) {
-    let refused = plan::machine(&launch("tcg", json!({ "vmi": vmi }))).unwrap_err();
+    let refused = planned(&launch("tcg", json!({ "vmi": vmi }))).unwrap_err();
     assert_eq!(refused.to_string(), message);
 }
 
@@ -210,14 +246,14 @@ fn plan_service_account_is_files_for_disk_and_share() {
     let account = json!({ "name": "d", "serviceAccount": { "serviceAccountName": "robot" } });
     let spec =
         |devices: Value| json!({ "vmi": { "spec": { "domain": { "devices": devices }, "volumes": [account] } } });
-    let disk = plan::machine(&launch("tcg", spec(json!({ "disks": [{ "name": "d" }] })))).unwrap();
+    let disk = planned(&launch("tcg", spec(json!({ "disks": [{ "name": "d" }] })))).unwrap();
     let files = crate::machine::Source::Files {
         directory: "/run/volumes/d".into(),
         label: "cfgdata".into(),
     };
     assert_eq!((&disk.disks[0].source, disk.disks[0].read_only), (&files, true));
     let shared = json!({ "filesystems": [{ "name": "d", "virtiofs": {} }] });
-    let shared = plan::machine(&launch("tcg", spec(shared))).unwrap();
+    let shared = planned(&launch("tcg", spec(shared))).unwrap();
     assert_eq!(shared.shares[0].directory, std::path::Path::new("/run/volumes/d"));
 }
 
@@ -227,7 +263,7 @@ fn dhcp(options: Value) -> Result<crate::machine::Dhcp, plan::PlanError> {
     let tap =
         json!({ "name": "default", "kind": "masquerade", "tap": "tap0", "mac": "02:00:00:00:00:01", "mtu": 1450 });
     let spec = json!({ "domain": { "devices": { "interfaces": [interface] } } });
-    let machine = plan::machine(&launch("tcg", json!({ "vmi": { "spec": spec }, "interfaces": [tap] })))?;
+    let machine = planned(&launch("tcg", json!({ "vmi": { "spec": spec }, "interfaces": [tap] })))?;
     Ok(machine.nics[0].dhcp.clone().unwrap())
 }
 
@@ -266,7 +302,7 @@ fn plan_guest_network() {
     let on = |pod: Value| {
         let mut document = node();
         document["vmi"]["spec"]["networks"][0]["pod"] = pod;
-        plan::machine(&launch("tcg", document)).map(|machine| machine.nics[0].dhcp.clone().unwrap().network.guest())
+        planned(&launch("tcg", document)).map(|machine| machine.nics[0].dhcp.clone().unwrap().network.guest())
     };
     assert_eq!(on(json!({})).unwrap(), std::net::Ipv4Addr::new(10, 0, 2, 2));
     let chosen = on(json!({ "vmNetworkCIDR": "192.168.7.0/29" })).unwrap();
@@ -278,14 +314,14 @@ fn plan_guest_network() {
 
 #[test]
 fn plan_serves_dhcp_behind_masquerade_only() {
-    let machine = plan::machine(&launch("tcg", node())).unwrap();
+    let machine = planned(&launch("tcg", node())).unwrap();
     let served: Vec<_> = machine.nics.iter().map(|nic| nic.dhcp.is_some()).collect();
     assert_eq!(served, [true, false]);
     let mut bridged = node();
     let interfaces = "/vmi/spec/domain/devices/interfaces/1/dhcpOptions";
     let (parent, key) = interfaces.rsplit_once('/').unwrap();
     bridged.pointer_mut(parent).unwrap()[key] = json!({ "bootFileName": "a" });
-    let refused = plan::machine(&launch("tcg", bridged)).unwrap_err();
+    let refused = planned(&launch("tcg", bridged)).unwrap_err();
     let message = "spec.domain.devices.interfaces[1].dhcpOptions: not supported";
     assert_eq!(refused.to_string(), message);
 }
@@ -294,7 +330,7 @@ fn plan_serves_dhcp_behind_masquerade_only() {
 #[case(json!({}), false)]
 #[case(json!({ "startStrategy": "Paused" }), true)]
 fn plan_start_strategy(#[case] spec: Value, #[case] paused: bool) {
-    let machine = plan::machine(&launch("tcg", json!({ "vmi": { "spec": spec } }))).unwrap();
+    let machine = planned(&launch("tcg", json!({ "vmi": { "spec": spec } }))).unwrap();
     assert_eq!(machine.start_paused, paused);
 }
 
@@ -335,7 +371,7 @@ fn plan_refuses_fields_it_does_not_know() {
 
 #[test]
 fn plan_cloud_init_image_holds_what_cloud_init_reads() {
-    let machine = plan::machine(&launch("tcg", everything())).unwrap();
+    let machine = planned(&launch("tcg", everything())).unwrap();
     let crate::machine::Source::CloudInit(data) = &machine.disks[4].source else {
         panic!()
     };
