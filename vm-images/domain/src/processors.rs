@@ -148,7 +148,11 @@ pub fn pin(topology: Topology, isolated: bool, processors: &Processors) -> Optio
     let mut order = processors.in_order(usize::try_from(topology.threads).ok()?);
     let emulator = order.split_off(vcpus);
     Some(Pinning {
-        emulator: if isolated { emulator.into_iter().collect() } else { processors.allowed.clone() },
+        emulator: if isolated {
+            emulator.into_iter().collect()
+        } else {
+            processors.allowed.clone()
+        },
         vcpus: order,
         all: processors.allowed.clone(),
         isolated,
@@ -172,7 +176,10 @@ mod tests {
     #[case("", "", 0)]
     fn processors_are_read_and_written_as_linux_does(#[case] text: &str, #[case] written: &str, #[case] count: usize) {
         let set = set(text);
-        assert_eq!((set.to_string().as_str(), set.len(), set.is_empty()), (written, count, count == 0));
+        assert_eq!(
+            (set.to_string().as_str(), set.len(), set.is_empty()),
+            (written, count, count == 0)
+        );
     }
 
     #[rstest]
@@ -186,12 +193,18 @@ mod tests {
 
     /// A node of two threads a core, `n` and `n + 4`.
     fn processors(allowed: &str) -> Processors {
-        Processors::new(set(allowed), |number| Some([number % 4, number % 4 + 4].into_iter().collect()))
+        Processors::new(set(allowed), |number| {
+            Some([number % 4, number % 4 + 4].into_iter().collect())
+        })
     }
 
     fn topology(cores: u32, threads: u32) -> Topology {
         let sockets = 1;
-        Topology { sockets, cores, threads }
+        Topology {
+            sockets,
+            cores,
+            threads,
+        }
     }
 
     #[rstest]
@@ -216,7 +229,11 @@ mod tests {
     #[rstest]
     #[case::shared(topology(2, 1), false, "0-7")]
     #[case::too_few(topology(2, 1), true, "0-1")]
-    fn pin_refuses_processors_that_are_not_its_own(#[case] topology: Topology, #[case] isolated: bool, #[case] allowed: &str) {
+    fn pin_refuses_processors_that_are_not_its_own(
+        #[case] topology: Topology,
+        #[case] isolated: bool,
+        #[case] allowed: &str,
+    ) {
         assert_eq!(pin(topology, isolated, &processors(allowed)), None);
     }
 }

@@ -93,6 +93,13 @@ pub fn qemu_log(domain: &str) -> PathBuf {
         .join(format!("{domain}.log"))
 }
 
+/// Where libvirt writes the process of a domain's qemu.
+pub fn pid_file(domain: &str) -> PathBuf {
+    Path::new(paths::RUN)
+        .join("runtime/libvirt/qemu/run")
+        .join(format!("{domain}.pid"))
+}
+
 /// Starts libvirtd and connects to it; the capability cache, if any, must fit the domain's accelerator.
 pub async fn start(libvirtd: &Path, capability_cache: Option<&Path>) -> Result<(Helper, Hypervisor), DaemonError> {
     let session = Session {

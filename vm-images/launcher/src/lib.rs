@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use kubernest_domain::machine::Machine;
+use kubernest_domain::processors::Processors;
 use kubernest_domain::{LAUNCH_ENV, Launch, ParseLaunchError, Termination, TerminationReason, paths, plan};
 
 mod capabilities;
@@ -24,6 +26,7 @@ pub mod lines;
 pub mod listen;
 pub mod meter;
 pub mod prepare;
+pub mod processors;
 mod queue;
 pub mod seat;
 pub mod shares;
@@ -79,6 +82,9 @@ pub enum LaunchError {
     /// It asks for what can't be served.
     #[error(transparent)]
     Plan(#[from] plan::PlanError),
+    /// Processors of its own.
+    #[error("dedicated processors")]
+    Processors(#[from] processors::ProcessorsError),
     /// Signal handlers.
     #[error("listening for signals")]
     Signals(#[source] std::io::Error),
@@ -110,15 +116,28 @@ pub enum LaunchError {
 
 /// Runs the machine until it ends; writes the termination message; the exit code says whether it ended as it should.
 pub async fn run(args: Args) -> ExitCode {
-    let launch = Launch::parse(&args.launch).map_err(LaunchError::from);
-    let machine = launch.and_then(|launch| Ok(plan::machine(&launch)?));
-    let termination = match machine {
+    let termination = match machine(&args.launch) {
         Ok(machine) => supervisor::supervise(&args, machine).await,
         Err(error) => failed(&error),
     };
     tracing::info!(reason = ?termination.reason, message = termination.message, "ended");
     report(&args.termination_log, &termination);
     ExitCode::from(termination.reason.exit_code())
+}
+
+/// The machine to run. Where the guest has processors of its own and qemu's threads are kept apart from them, so is this
+/// process from now on, and what it starts.
+fn machine(launch: &str) -> Result<Machine, LaunchError> {
+    let launch = Launch::parse(launch)?;
+    let processors = match launch.dedicated() {
+        Some(_) => processors::own()?,
+        None => Processors::default(),
+    };
+    let machine = plan::machine(&launch, &processors)?;
+    if let Some(pinning) = machine.pinning.as_ref().filter(|pinning| pinning.isolated) {
+        processors::keep_to(&pinning.emulator)?;
+    }
+    Ok(machine)
 }
 
 /// The termination of a launcher whose domain never ran.

@@ -25,7 +25,7 @@ use crate::meter::Meter;
 use crate::queue::Queue;
 use crate::seat::Seat;
 use crate::state::Input;
-use crate::{Args, LaunchError, daemon, failed, health, prepare, shares};
+use crate::{Args, LaunchError, daemon, failed, health, prepare, processors, shares};
 
 mod owner;
 
@@ -157,6 +157,12 @@ async fn start(args: &Args, machine: &Machine, ready: watch::Receiver<bool>) -> 
     let (xml, paused) = (xml::domain(machine), machine.start_paused);
     tracing::debug!(xml, "domain");
     let guest = blocking(move || hypervisor.create(&xml, paused)).await?;
+    if let Some(pinning) = &machine.pinning {
+        if machine.accelerator == Accelerator::Tcg {
+            processors::pin_emulated(&machine.name, pinning)?;
+        }
+        tracing::info!(vcpus = ?pinning.vcpus, emulator = %pinning.emulator, "processors of its own");
+    }
     meter.attach(guest.clone()).map_err(HypervisorError::Thread)?;
     let queue = |name, guest| Queue::start(name, guest).map_err(HypervisorError::Thread);
     Ok(Running {

@@ -15,7 +15,9 @@ use std::io::Read;
 use std::path::Path;
 
 use kubernest_domain::TerminationReason;
+use kubernest_domain::processors::CpuSet;
 use nix::sys::signal::{Signal, kill};
+use rstest::rstest;
 use serde_json::json;
 use support::pod::{CLAIM_BYTES, Pod};
 
@@ -244,4 +246,76 @@ fn launcher_names_what_it_can_not_do() {
         "{termination:?}"
     );
     assert!(termination.message.contains("NoSuchProcessor"), "{termination:?}");
+}
+
+/// What each thread of a process may run on, by the thread's name.
+fn bound(process: nix::unistd::Pid) -> Vec<(String, String)> {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let thread = |entry: std::io::Result<std::fs::DirEntry>| {
+        let read = |file| std::fs::read_to_string(entry.as_ref().unwrap().path().join(file)).ok();
+        let status = read("status")?;
+        let allowed = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        Some((read("comm")?.trim().to_owned(), allowed.trim().to_owned()))
+    };
+    threads.filter_map(thread).collect()
+}
+
+/// The first two processors that this test may use.
+fn two() -> [String; 2] {
+    let (_, allowed) = bound(nix::unistd::Pid::this()).swap_remove(0);
+    let allowed: Vec<u32> = allowed.parse::<CpuSet>().unwrap().iter().collect();
+    assert!(allowed.len() >= 2, "this test needs two processors");
+    [allowed[0].to_string(), allowed[1].to_string()]
+}
+
+#[rstest]
+#[case::one_each(2, false)]
+#[case::emulator_apart(1, true)]
+fn launcher_runs_a_guest_on_processors_of_its_own(#[case] cores: usize, #[case] isolated: bool) {
+    let [first, second] = two();
+    let mut pod = Pod::start_with(None, Some(&format!("{first},{second}")), "wait", |launch| {
+        launch["vmi"]["spec"]["domain"]["cpu"] =
+            json!({ "cores": cores, "dedicatedCpuPlacement": true, "isolateEmulatorThread": isolated });
+    });
+    pod.until("ready", |pod| pod.health("/readyz").contains("200").then_some(()));
+    let both: CpuSet = format!("{first},{second}").parse().unwrap();
+    let others = if isolated { second.clone() } else { both.to_string() };
+    let threads = bound(pod.process("qemu-system"));
+    let guests: Vec<_> = threads.iter().filter(|(name, _)| name.starts_with("CPU ")).collect();
+    assert_eq!(guests.len(), cores, "{threads:?}");
+    for (name, allowed) in &threads {
+        let expected = match name.as_str() {
+            "CPU 0/TCG" => &first,
+            "CPU 1/TCG" => &second,
+            _ => &others,
+        };
+        assert_eq!(allowed, expected, "{name} of {threads:?}");
+    }
+    for helper in ["libvirtd", "launcher"] {
+        let threads = bound(pod.process(helper));
+        assert!(
+            threads.iter().all(|(_, allowed)| *allowed == others),
+            "{helper}: {threads:?}"
+        );
+    }
+    // The guest has been given what it asked for.
+    assert!(pod.virsh(&["dominfo"]).contains(&format!("CPU(s):         {cores}")));
+}
+
+#[test]
+fn launcher_runs_nothing_on_shared_processors() {
+    let [first, second] = two();
+    let mut pod = Pod::start_with(None, Some(&format!("{first},{second}")), "wait", |launch| {
+        launch["vmi"]["spec"]["domain"]["cpu"] = json!({ "dedicatedCpuPlacement": true });
+    });
+    let (code, termination) = pod.end();
+    assert_eq!((code, termination.reason), (3, TerminationReason::LaunchFailed));
+    let why = "spec.domain.cpu.dedicatedCpuPlacement: the container may use the processors";
+    assert!(termination.message.starts_with(why), "{}", termination.message);
+    assert!(
+        !pod.folder.path().join("run/kubernest/runtime").exists(),
+        "libvirtd was started"
+    );
 }

@@ -37,6 +37,16 @@ impl Pod {
 
     /// The same with something on its claim already.
     pub fn start_on(claim: Option<&[u8]>, then: &str, patch: impl FnOnce(&mut Value)) -> Self {
+        Self::start_with(claim, None, then, patch)
+    }
+
+    /// The same on these of the node's processors only, as taskset(1) writes them.
+    pub fn start_with(
+        claim: Option<&[u8]>,
+        processors: Option<&str>,
+        then: &str,
+        patch: impl FnOnce(&mut Value),
+    ) -> Self {
         for (program, package) in [
             ("/usr/sbin/libvirtd", "libvirt-daemon"),
             ("/usr/bin/qemu-system-x86_64", "qemu-system-x86"),
@@ -93,7 +103,12 @@ impl Pod {
         let mut launch = launch(then);
         patch(&mut launch);
         fs::write(at("launch.json"), launch.to_string()).unwrap();
-        let unshare = Command::new("unshare")
+        // Each program becomes the next one.
+        let mut command = Command::new(if processors.is_some() { "taskset" } else { "unshare" });
+        if let Some(processors) = processors {
+            command.args(["--cpu-list", processors, "unshare"]);
+        }
+        let unshare = command
             .args(["--mount", "--net", "--pid", "--fork", "--kill-child"])
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/pod"))
             .args([
