@@ -58,6 +58,7 @@ pub async fn start(machine: &Machine, observed: &Observed, ctx: &Context) -> Res
     let pair = credentials::name(instance).map_err(Error::NameSecret)?;
     let pod = build::launcher_pod(machine, accelerator, &ctx.options.launcher_image, &pair).map_err(Error::Build)?;
     match write::rehearse(&ctx.client, &pod).await.map_err(Error::CreatePod)? {
+        Created::New(pod) if resources::shares_processors(&instance.spec, &pod) => return Err(Error::NotGuaranteed),
         Created::New(_) => {}
         Created::Existing(pod) => return own(pod, instance),
         Created::Lost => return Err(Error::PodNameTaken(pod.name_any())),

@@ -85,8 +85,6 @@ pub fn launcher_pod(
         ..Container::default()
     };
     let id = i64::from(paths::LAUNCHER_ID);
-    let mut node_selector = spec.node_selector.clone().unwrap_or_default();
-    node_selector.insert(labels::SCHEDULABLE.to_owned(), "true".to_owned());
     Ok(Pod {
         metadata: metadata(machine),
         spec: Some(PodSpec {
@@ -116,7 +114,7 @@ pub fn launcher_pod(
             subdomain: spec.subdomain.clone(),
             dns_policy: spec.dns_policy.clone(),
             dns_config: spec.dns_config.clone(),
-            node_selector: Some(node_selector),
+            node_selector: Some(resources::node_selector(spec)),
             affinity: spec.affinity.clone(),
             tolerations: spec.tolerations.clone(),
             topology_spread_constraints: spec.topology_spread_constraints.clone(),

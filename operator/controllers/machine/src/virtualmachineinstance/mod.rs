@@ -24,6 +24,7 @@ mod volumes;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::controller::Action;
 use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, phase};
 use kubernest_pki::RandomError;
@@ -47,6 +48,8 @@ pub mod reasons {
     pub const PAUSED_BY_USER: &str = "PausedByUser";
     /// Synchronized: the API server refuses the pod (KubeVirt's word).
     pub const FAILED_CREATE: &str = "FailedCreate";
+    /// Synchronized: the pod would be given no processors of its own (KubeVirt's word).
+    pub const NOT_GUARANTEED: &str = "FailedGuaranteePodResources";
     /// PodScheduled: no node takes the pod (Kubernetes' word).
     pub const UNSCHEDULABLE: &str = "Unschedulable";
     /// Ready: there is no launcher pod (KubeVirt's word).
@@ -106,6 +109,9 @@ pub enum Error {
     /// A pod of another owner has the launcher pod's name.
     #[error("pod {0} exists and belongs to something else: delete it, the machine starts then")]
     PodNameTaken(String),
+    /// Something changed what the pod asks for, so that no kubelet would give it processors of its own.
+    #[error("{}", Obstacle::NotGuaranteed)]
+    NotGuaranteed,
     /// Deleting the pod.
     #[error("cannot delete the launcher pod")]
     DeletePod(#[source] ApplyError),
@@ -125,7 +131,7 @@ impl StepError for Error {
             Self::Build(_) => "build",
             Self::Certificate(_) => "certificate",
             Self::NameSecret(_) | Self::CreateSecret(_) => "create_secret",
-            Self::CreatePod(_) | Self::PodNameTaken(_) => "create_pod",
+            Self::CreatePod(_) | Self::PodNameTaken(_) | Self::NotGuaranteed => "create_pod",
             Self::DeletePod(_) => "delete_pod",
             Self::Console(_) => "console",
             Self::Status(_) => "status",
@@ -145,6 +151,7 @@ impl Error {
             }
             Self::Certificate(error) => Some(Obstacle::Uncertified(error.to_string())),
             Self::PodNameTaken(_) => Some(Obstacle::Refused(self.to_string())),
+            Self::NotGuaranteed => Some(Obstacle::NotGuaranteed),
             _ => None,
         }
     }
@@ -227,6 +234,10 @@ pub async fn reconcile(instance: Arc<VirtualMachineInstance>, ctx: Arc<Context>)
     if deleting && may_go(&observed) {
         apply::release(&instance, &ctx).await?;
         return Ok(Action::await_change());
+    }
+    let shares = |pod: &&Pod| resources::shares_processors(&instance.spec, pod);
+    if obstacle.is_none() && observed.pod.as_ref().filter(shares).is_some() {
+        obstacle = Some(Obstacle::NotGuaranteed);
     }
     let seen = status::Seen {
         pod: observed.pod.as_ref(),

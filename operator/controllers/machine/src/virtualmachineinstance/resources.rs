@@ -8,10 +8,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Node, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
-use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
+use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, VirtualMachineInstanceSpec};
 use kubernest_crds::labels;
 use kubernest_domain::Accelerator;
 
@@ -41,6 +41,9 @@ const TRANSLATED_BLOCKS: u64 = 48 * MIB;
 const RESERVED_UNDER_TCG: u64 = 160 * MIB;
 /// Page tables take 8 bytes for each 4 KiB page of guest memory.
 const PAGE_TABLE_SHARE: u64 = 512;
+/// More for pods whose memory is limited: what the kernel counts as theirs and gives back late, or not at all, would have them
+/// killed (KubeVirt's number).
+const LIMITED: u64 = 100 * MIB;
 /// CPU requested for a virtual CPU: a tenth, KubeVirt's default `cpuAllocationRatio`.
 const MILLI_CPU_PER_VCPU: u64 = 1000 / 10;
 
@@ -60,10 +63,44 @@ pub fn overhead_bytes(guest_bytes: u64, shares: u64, accelerator: Accelerator) -
     bytes.next_multiple_of(MIB)
 }
 
+/// How many of a node's processors nobody else is to use, if any.
+pub fn dedicated(spec: &VirtualMachineInstanceSpec) -> Option<u32> {
+    spec.domain.cpu.as_ref()?.dedicated()
+}
+
+/// Whether the instance is to have processors of its own and no kubelet would give this pod any: some admission changed
+/// its requests, or gave it another container.
+pub fn shares_processors(spec: &VirtualMachineInstanceSpec, pod: &Pod) -> bool {
+    let class = pod.status.as_ref().and_then(|status| status.qos_class.as_deref());
+    dedicated(spec).is_some() && class.is_some_and(|class| class != "Guaranteed")
+}
+
+/// What the scheduler's words don't say of a pod that no node takes.
+pub fn unscheduled(pod: &Pod) -> &'static str {
+    let selector = pod.spec.as_ref().and_then(|spec| spec.node_selector.as_ref());
+    let dedicated = selector.is_some_and(|selector| selector.contains_key(labels::CPU_MANAGER));
+    if dedicated {
+        "; dedicated processors need a node with the label kubevirt.io/cpumanager=true, whose kubelet has the CPU manager \
+         policy static, and as many whole processors free there"
+    } else {
+        ""
+    }
+}
+
+/// Labels of the nodes that may take the instance.
+pub fn node_selector(spec: &VirtualMachineInstanceSpec) -> BTreeMap<String, String> {
+    let mut selector = spec.node_selector.clone().unwrap_or_default();
+    selector.insert(labels::SCHEDULABLE.to_owned(), "true".to_owned());
+    if dedicated(spec).is_some() {
+        selector.insert(labels::CPU_MANAGER.to_owned(), "true".to_owned());
+    }
+    selector
+}
+
 /// KVM where a node that may take the instance offers it, unless the operator's flag decides otherwise.
 pub fn accelerator(emulation: Emulation, instance: &VirtualMachineInstance, nodes: &[Arc<Node>]) -> Accelerator {
     let offers_kvm = |node: &Arc<Node>| {
-        let wanted = instance.spec.node_selector.iter().flatten();
+        let wanted = node_selector(&instance.spec);
         let cordoned = node
             .spec
             .as_ref()
@@ -73,15 +110,7 @@ pub fn accelerator(emulation: Emulation, instance: &VirtualMachineInstance, node
         let devices = allocatable
             .and_then(|list| list.get(labels::KVM_RESOURCE))
             .map_or("0", |quantity| &quantity.0);
-        !cordoned
-            && devices != "0"
-            && node
-                .labels()
-                .get(labels::SCHEDULABLE)
-                .is_some_and(|value| value == "true")
-            && wanted
-                .into_iter()
-                .all(|(key, value)| node.labels().get(key) == Some(value))
+        !cordoned && devices != "0" && wanted.iter().all(|(key, value)| node.labels().get(key) == Some(value))
     };
     match emulation {
         Emulation::Never => Accelerator::Kvm,
@@ -94,7 +123,8 @@ pub fn accelerator(emulation: Emulation, instance: &VirtualMachineInstance, node
 /// Requests and limits of the container `compute`.
 ///
 /// Memory: what the instance requests (by default the guest's memory) and the overhead; a limit only where the instance
-/// has one, since a machine killed for a few MiB too many is worse than a node that shares.
+/// has one, since a machine killed for a few MiB too many is worse than a node that shares; or where it has processors of
+/// its own, which kubelets give only to pods of class Guaranteed, whose limits are their requests.
 pub fn requirements(machine: &Machine, overhead: u64, accelerator: Accelerator) -> ResourceRequirements {
     let asked = &machine.instance.spec.domain.resources;
     let with_overhead = |quantity: Option<u64>| quantity.map(|bytes| Quantity((bytes + overhead).to_string()));
@@ -112,6 +142,15 @@ pub fn requirements(machine: &Machine, overhead: u64, accelerator: Accelerator) 
     let memory = bytes(&asked.requests).unwrap_or(machine.guest_bytes);
     requests.extend(with_overhead(Some(memory)).map(|quantity| ("memory".to_owned(), quantity)));
     limits.extend(with_overhead(bytes(&asked.limits)).map(|quantity| ("memory".to_owned(), quantity)));
+    if let Some(processors) = dedicated(&machine.instance.spec) {
+        // The guest must fit, whatever less was requested: it would be killed otherwise, not swapped.
+        let memory = bytes(&asked.limits).map_or(memory, |limit| limit.max(memory));
+        let memory = memory.max(machine.guest_bytes) + LIMITED;
+        for list in [&mut requests, &mut limits] {
+            list.extend(with_overhead(Some(memory)).map(|quantity| ("memory".to_owned(), quantity)));
+            list.insert("cpu".to_owned(), Quantity(processors.to_string()));
+        }
+    }
     if !requests.contains_key("cpu") && !limits.contains_key("cpu") {
         let milli = u64::from(machine.cpus) * MILLI_CPU_PER_VCPU;
         requests.insert("cpu".to_owned(), Quantity(format!("{milli}m")));

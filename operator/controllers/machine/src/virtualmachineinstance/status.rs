@@ -21,7 +21,7 @@ use super::build::CONTAINER;
 use super::dereference::node_of;
 use super::ending::{self, Ending};
 use super::validate::{self, Binding, Obstacle};
-use super::{networks, reasons};
+use super::{networks, reasons, resources};
 use crate::Emulation;
 use crate::conditions::{self, FALSE, TRUE, clear, set};
 use crate::stores::NodeState;
@@ -176,15 +176,10 @@ fn set_conditions(status: &mut VirtualMachineInstanceStatus, seen: Seen<'_>, ove
         .filter(|condition| condition.status == FALSE)
     {
         Some(refusal) => {
-            let (reason, message) = (refusal.reason.as_deref(), refusal.message.as_deref());
-            set(
-                all,
-                POD_SCHEDULED,
-                FALSE,
-                reason.unwrap_or(reasons::UNSCHEDULABLE),
-                message.unwrap_or_default(),
-                now,
-            );
+            let reason = refusal.reason.as_deref().unwrap_or(reasons::UNSCHEDULABLE);
+            let message = seen.pod.map(resources::unscheduled).unwrap_or_default();
+            let message = refusal.message.clone().unwrap_or_default() + message;
+            set(all, POD_SCHEDULED, FALSE, reason, &message, now);
         }
         None => clear(all, POD_SCHEDULED),
     }

@@ -76,6 +76,12 @@ pub enum Obstacle {
     /// The API server refuses the pod: a quota, a policy, a bad name in the spec. Tried again later.
     #[error("the launcher pod is refused: {0}")]
     Refused(String),
+    /// The launcher pod as the API server would store it has no claim to processors of its own.
+    #[error(
+        "failed to guarantee pod resources: something in this cluster changes launcher pods, so that their requests are not \
+         their limits and no node would give them processors of their own"
+    )]
+    NotGuaranteed,
     /// The launcher cannot have its certificate now. Tried again later.
     #[error("the launcher cannot have its certificate: {0}")]
     Uncertified(String),
@@ -87,6 +93,7 @@ impl Obstacle {
         match self {
             Self::Invalid { .. } => super::reasons::INVALID,
             Self::ClaimMissing(_) => super::reasons::PVC_NOT_FOUND,
+            Self::NotGuaranteed => super::reasons::NOT_GUARANTEED,
             Self::Refused(_) | Self::Uncertified(_) => super::reasons::FAILED_CREATE,
         }
     }

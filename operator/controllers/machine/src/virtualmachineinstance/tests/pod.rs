@@ -243,6 +243,48 @@ fn build_pod_requests_guest_and_overhead() {
     assert_eq!(list["limits"].get("devices.kubevirt.io/kvm"), None);
 }
 
+#[test]
+fn build_pod_with_dedicated_processors_is_guaranteed_them() {
+    let mib = 1_u64 << 20;
+    let mut pinned = instance();
+    let cpu = json!({"cores": 2, "dedicatedCpuPlacement": true, "isolateEmulatorThread": true});
+    pinned.spec.domain.cpu = read(cpu);
+    let pod = built(&pinned, Accelerator::Kvm);
+    let expected = json!({"zone": "a", "kubevirt.io/schedulable": "true", "kubevirt.io/cpumanager": "true"});
+    assert_eq!(pod["spec"]["nodeSelector"], expected);
+    let list = &pod["spec"]["containers"][0]["resources"];
+    let asked = json!({
+        "cpu": "3", "memory": ((2048 + 107 + 100) * mib).to_string(),
+        "devices.kubevirt.io/tun": "1", "devices.kubevirt.io/kvm": "1",
+    });
+    assert_eq!((&list["requests"], &list["limits"]), (&asked, &asked));
+    // Its own limit counts, unless the guest would not fit.
+    for (memory, counts) in [("4Gi", 4096), ("1Gi", 2048)] {
+        pinned.spec.domain.resources = read(json!({"limits": {"memory": memory}}));
+        let list = &built(&pinned, Accelerator::Kvm)["spec"]["containers"][0]["resources"];
+        let bytes = json!(((counts + 107 + 100) * mib).to_string());
+        assert_eq!(
+            (&list["requests"]["memory"], &list["limits"]["memory"]),
+            (&bytes, &bytes)
+        );
+    }
+}
+
+#[rstest]
+#[case::guaranteed(true, "Guaranteed", false)]
+#[case::changed_by_somebody(true, "Burstable", true)]
+#[case::wants_none(false, "Burstable", false)]
+fn build_pod_that_got_no_claim_to_processors_is_known(
+    #[case] dedicated: bool,
+    #[case] class: &str,
+    #[case] expected: bool,
+) {
+    let mut instance = instance();
+    instance.spec.domain.cpu = read(json!({"dedicatedCpuPlacement": dedicated}));
+    let pod = read(json!({"status": {"qosClass": class}}));
+    assert_eq!(resources::shares_processors(&instance.spec, &pod), expected);
+}
+
 #[rstest]
 #[case::no_nodes(Emulation::Auto, json!([]), Accelerator::Tcg)]
 #[case::offered(Emulation::Auto, json!([{"zone": "a", "kvm": "110"}]), Accelerator::Kvm)]
@@ -258,16 +300,24 @@ fn build_accelerator_is_what_a_node_offers(
 ) {
     let nodes = nodes.as_array().unwrap().iter().map(|node| {
         let node = json!({
-            "metadata": {"name": "n", "labels": {"kubevirt.io/schedulable": "true", "zone": node["zone"]}},
+            "metadata": {"name": "n", "labels": {
+                "kubevirt.io/schedulable": "true", "zone": node["zone"], "kubevirt.io/cpumanager": "false",
+            }},
             "spec": {"unschedulable": node["cordoned"]},
             "status": {"allocatable": {"devices.kubevirt.io/kvm": node["kvm"].as_str().unwrap_or("0")}},
         });
         Arc::new(read::<Node>(node))
     });
     assert_eq!(
-        resources::accelerator(emulation, &instance(), &nodes.collect::<Vec<_>>()),
+        resources::accelerator(emulation, &instance(), &nodes.clone().collect::<Vec<_>>()),
         expected
     );
+    let mut pinned = instance();
+    pinned.spec.domain.cpu = read(json!({"dedicatedCpuPlacement": true}));
+    if emulation == Emulation::Auto {
+        let chosen = resources::accelerator(emulation, &pinned, &nodes.collect::<Vec<_>>());
+        assert_eq!(chosen, Accelerator::Tcg, "none of them gives processors away");
+    }
 }
 
 #[test]
