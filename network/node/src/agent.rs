@@ -19,14 +19,17 @@ use crate::attach::Attacher;
 use crate::device::{self, Plugin};
 use crate::metrics::{self, Metrics};
 use crate::netns::Netns;
-use crate::outer::{self, Allocations};
+use crate::outer::{self, Allocations, Mark};
 use crate::overlay::{Nodes, Overlay};
 use crate::records::Records;
-use crate::{install, server};
+use crate::{install, kubelet, server};
 
 /// How often networks that nobody uses are looked for, beside every DEL: a pod's devices also go without one when its
 /// node was cut off or the runtime lost it.
 const COLLECT_EVERY: Duration = Duration::from_secs(60);
+/// How often a kubelet that does not tell what it has is asked: one that has just started is not asked for long, one that
+/// keeps its files elsewhere never answers.
+const ASK_AGAIN: Duration = Duration::from_secs(15);
 /// After a failure that only time or others can mend.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -69,6 +72,9 @@ pub struct Args {
     /// The kubelet's folder of device plugins.
     #[arg(long, env = "KUBERNEST_DEVICE_PLUGIN_DIR", default_value = device::FOLDER)]
     device_plugin_dir: PathBuf,
+    /// The kubelet's socket that tells whether it gives processors to one container alone.
+    #[arg(long, env = "KUBERNEST_POD_RESOURCES_SOCKET", default_value = kubelet::SOCKET)]
+    pod_resources_socket: PathBuf,
     /// Whether machines on this node are emulated.
     #[arg(long, env = "KUBERNEST_EMULATION", default_value = "auto")]
     emulation: Emulation,
@@ -149,16 +155,17 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             Ok(plugin.run(&folder, registered).await?)
         });
     }
-    tasks.spawn(mark_node(
+    let marker = Marker {
         client,
-        args.node_name,
-        accelerator,
-        reason,
-        registered,
-        kinds,
-        registered_to,
-        attacher,
-    ));
+        node: args.node_name,
+        kubelet: args.pod_resources_socket,
+        mark: Mark {
+            accelerator,
+            reason,
+            processors: false,
+        },
+    };
+    tasks.spawn(marker.run(registered, kinds, registered_to, attacher));
 
     match tasks.join_next().await {
         Some(ended) => ended
@@ -252,27 +259,69 @@ async fn keep_api_out(attacher: Arc<Attacher>, mut api: crate::attach::OuterApi)
     }
 }
 
-/// Marks the Node once all kinds of devices are registered and pods can be attached, and again after each registration
-/// of the first kind: a kubelet that starts anew may have made the Node anew.
-#[allow(clippy::too_many_arguments, reason = "the start's values, each used once")]
-async fn mark_node(
+/// Says on the Node what it can do.
+struct Marker {
     client: kube::Client,
     node: String,
-    accelerator: Accelerator,
-    reason: String,
-    mut registered: mpsc::Receiver<&'static str>,
-    kinds: usize,
-    _keeps_the_channel_open: mpsc::Sender<&'static str>,
-    attacher: Arc<Attacher>,
-) -> anyhow::Result<()> {
-    let mut known = std::collections::BTreeSet::new();
-    loop {
-        known.insert(registered.recv().await.context("no device plugin is left")?);
-        if known.len() < kinds {
-            continue;
+    /// Where the kubelet tells what it has.
+    kubelet: PathBuf,
+    /// What is said, or was last.
+    mark: Mark,
+}
+
+impl Marker {
+    /// Marks the Node once all kinds of devices are registered and pods can be attached, and again after each registration
+    /// of the first kind: a kubelet that starts anew may have made the Node anew, and has another policy only since a
+    /// start. It takes registrations once it knows its policy.
+    async fn run(
+        mut self,
+        mut registered: mpsc::Receiver<&'static str>,
+        kinds: usize,
+        _keeps_the_channel_open: mpsc::Sender<&'static str>,
+        attacher: Arc<Attacher>,
+    ) -> anyhow::Result<()> {
+        let mut known = std::collections::BTreeSet::new();
+        while known.len() < kinds {
+            known.insert(registered.recv().await.context("no device plugin is left")?);
         }
         attacher.wait_ready().await;
-        while let Err(error) = outer::publish(client.clone(), &node, accelerator, &reason).await {
+        let mut said = false;
+        loop {
+            let answered = self.ask().await;
+            if !said || answered == Some(true) {
+                self.say().await;
+                said = true;
+            }
+            tokio::select! {
+                registration = registered.recv() => {
+                    registration.context("no device plugin is left")?;
+                    said = false;
+                }
+                () = tokio::time::sleep(ASK_AGAIN), if answered.is_none() => {}
+            }
+        }
+    }
+
+    /// Asks the kubelet; whether what is to be said differs now, or nothing if it does not answer: then it gives nothing
+    /// away as far as anybody knows.
+    async fn ask(&mut self) -> Option<bool> {
+        let (processors, known) = match kubelet::gives_processors_away(&self.kubelet).await {
+            Ok(processors) => (processors, true),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "no machine gets processors of its own here; asking again"
+                );
+                (false, false)
+            }
+        };
+        let differs = std::mem::replace(&mut self.mark.processors, processors) != processors;
+        known.then_some(differs)
+    }
+
+    async fn say(&self) {
+        let Self { node, mark, .. } = self;
+        while let Err(error) = outer::publish(self.client.clone(), node, mark).await {
             tracing::warn!(
                 node,
                 error = &error as &dyn std::error::Error,
@@ -280,6 +329,12 @@ async fn mark_node(
             );
             tokio::time::sleep(AGAIN).await;
         }
-        tracing::info!(node, accelerator = accelerator.as_str(), "the Node takes machines");
+        let accelerator = mark.accelerator.as_str();
+        tracing::info!(
+            node,
+            accelerator,
+            processors = mark.processors,
+            "the Node takes machines"
+        );
     }
 }

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod attach;
 pub mod device;
 pub mod install;
+pub mod kubelet;
 pub mod links;
 pub mod metrics;
 pub mod netns;

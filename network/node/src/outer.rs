@@ -12,7 +12,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
-use kubernest_crds::NetworkAllocation;
+use kubernest_crds::{NetworkAllocation, labels};
 use kubernest_plan::Vni;
 use serde_json::json;
 use tokio::sync::watch;
@@ -189,18 +189,34 @@ fn pairs(ips: impl Iterator<Item = Ipv4Addr>, ports: &[u16]) -> BTreeSet<SocketA
         .collect()
 }
 
-/// Says on the agent's own Node that machines can run there, and with what.
+/// What the agent says of its own Node: that machines can run there, and with what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// What they run with.
+    pub accelerator: Accelerator,
+    /// What the accelerator probe said.
+    pub reason: String,
+    /// They can have processors of their own.
+    pub processors: bool,
+}
+
+/// Says it.
 ///
 /// # Errors
 /// When the API server refuses or is away.
-pub async fn publish(client: Client, node: &str, accelerator: Accelerator, reason: &str) -> kube::Result<()> {
+pub async fn publish(client: Client, node: &str, mark: &Mark) -> kube::Result<()> {
+    let accelerator = mark.accelerator.as_str();
+    let processors = mark.processors.to_string();
     let patch = json!({
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {
             "name": node,
-            "labels": {SCHEDULABLE: "true", ACCELERATOR: accelerator.as_str()},
-            "annotations": {ACCELERATOR: accelerator.as_str(), ACCELERATOR_REASON: reason},
+            "labels": {
+                SCHEDULABLE: "true", ACCELERATOR: accelerator,
+                labels::CPU_MANAGER: processors, labels::CPU_MANAGER_BEFORE: processors,
+            },
+            "annotations": {ACCELERATOR: accelerator, ACCELERATOR_REASON: mark.reason},
         },
     });
     let parameters = PatchParams::apply(FIELD_MANAGER).force();

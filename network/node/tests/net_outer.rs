@@ -14,7 +14,7 @@ use kubernest_crds::{AllocationOwner, NetworkAllocation};
 use kubernest_integration::{ControlPlane, install_crds};
 use kubernest_node::accelerator::Accelerator;
 use kubernest_node::attach::Owners as _;
-use kubernest_node::outer::{self, Allocations};
+use kubernest_node::outer::{self, Allocations, Mark};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -110,15 +110,21 @@ async fn net_agent_and_the_outer_api_server() {
     }
 
     // Its own Node; a second time nothing is written.
+    let mark = Mark {
+        accelerator: Accelerator::Tcg,
+        reason: "no /dev/kvm".into(),
+        processors: true,
+    };
     let marked = async || {
-        outer::publish(client.clone(), "n1", Accelerator::Tcg, "no /dev/kvm")
-            .await
-            .unwrap();
+        outer::publish(client.clone(), "n1", &mark).await.unwrap();
         Api::<Node>::all(client.clone()).get("n1").await.unwrap()
     };
     let first = marked().await;
     assert_eq!(first.labels()["kubevirt.io/schedulable"], "true");
     assert_eq!(first.labels()["kubernest.io/accelerator"], "tcg");
+    for label in ["kubevirt.io/cpumanager", "cpumanager"] {
+        assert_eq!(first.labels()[label], "true");
+    }
     assert_eq!(first.annotations()["kubernest.io/accelerator-reason"], "no /dev/kvm");
     assert_eq!(marked().await.resource_version(), first.resource_version());
 }
