@@ -114,6 +114,9 @@ pub struct Options {
     pub nodes: usize,
     /// How many PersistentVolumes of 16Gi each node offers. They are directories and reserve nothing.
     pub volumes: usize,
+    /// The node whose kubelet gives processors to one container alone, all but processor 0; counted from 0. A machine with
+    /// one processor has none to give.
+    pub static_cpus: Option<usize>,
     /// Whether steps are shown on standard error.
     pub progress: Progress,
 }
@@ -124,6 +127,7 @@ impl Default for Options {
             name: "dev".into(),
             nodes: 2,
             volumes: 12,
+            static_cpus: Some(1),
             progress: Progress::Silent,
         }
     }
@@ -152,14 +156,17 @@ impl Testbed {
             name,
             nodes,
             volumes,
+            static_cpus,
             progress,
         } = options;
+        let several = std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
+        let static_cpus = static_cpus.filter(|_| several);
         let components = Components::find()?;
         let dir = Dir::of(name)?;
         let busy = net::busy_slots().await;
         let plan = {
             let _lock = state::lock()?;
-            dir.claim(name, *nodes, *volumes, |plan| !busy.contains(&plan.slot()))?
+            dir.claim(name, *nodes, *volumes, static_cpus, |plan| !busy.contains(&plan.slot()))?
         };
         let _bed_lock = dir.lock()?;
         clean::save_sysctls(&dir)?;

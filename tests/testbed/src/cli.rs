@@ -37,6 +37,10 @@ enum Command {
         /// How many PersistentVolumes of 16Gi per node.
         #[arg(long, default_value_t = 12, env = "KUBERNEST_TESTBED_VOLUMES")]
         volumes: usize,
+        /// The node, counted from 0, whose kubelet gives processors to one container alone; a number that no node has
+        /// means none. A bed keeps it for its life.
+        #[arg(long, default_value_t = 1, env = "KUBERNEST_TESTBED_STATIC_CPUS")]
+        static_cpus: usize,
     },
     /// End the bed and remove all of it, also after a crash.
     Down,
@@ -116,11 +120,16 @@ impl Args {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         let name = self.name;
         match self.command {
-            Command::Up { nodes, volumes } => {
+            Command::Up {
+                nodes,
+                volumes,
+                static_cpus,
+            } => {
                 let bed = Testbed::up(&Options {
                     name,
                     nodes,
                     volumes,
+                    static_cpus: Some(static_cpus),
                     progress: Progress::Shown,
                 })
                 .await?;

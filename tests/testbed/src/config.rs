@@ -246,7 +246,7 @@ state = "/run/containerd"
 
 fn kubelet(plan: &Plan, dir: &Dir, i: usize) -> String {
     let pki = |file: String| dir.pki().join(file).display().to_string();
-    pretty(&json!({
+    let mut config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "address": plan.node_ip(i),
@@ -277,7 +277,13 @@ fn kubelet(plan: &Plan, dir: &Dir, i: usize) -> String {
         "nodeLeaseDurationSeconds": 20,
         "serializeImagePulls": false,
         "logging": {"verbosity": 1},
-    }))
+    });
+    if plan.static_cpus() == Some(i) {
+        // It must keep one for itself and for what shares processors.
+        config["cpuManagerPolicy"] = json!("static");
+        config["reservedSystemCPUs"] = json!("0");
+    }
+    pretty(&config)
 }
 
 fn kube_proxy(plan: &Plan, dir: &Dir, i: usize) -> String {

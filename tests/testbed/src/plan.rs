@@ -42,6 +42,8 @@ pub struct Plan {
     slot: u8,
     nodes: usize,
     volumes: usize,
+    #[serde(default)]
+    static_cpus: Option<usize>,
 }
 
 /// A process group of a bed: the unit that is started, watched and killed together.
@@ -65,7 +67,24 @@ impl Plan {
             slot: slot % SLOTS,
             nodes,
             volumes,
+            static_cpus: None,
         })
+    }
+
+    /// The same with more nodes, and no fewer volumes.
+    pub fn grown(&self, nodes: usize, volumes: usize) -> Result<Self, Error> {
+        let volumes = volumes.max(self.volumes);
+        Ok(Self::new(&self.name, self.slot, nodes, volumes)?.with_static_cpus(self.static_cpus))
+    }
+
+    /// The same with a node whose kubelet gives processors to one container alone (CPU manager policy `static`).
+    pub fn with_static_cpus(self, static_cpus: Option<usize>) -> Self {
+        Self { static_cpus, ..self }
+    }
+
+    /// Which node that is, if the bed has it. Kubelets don't change their policy, so it is the same for a bed's life.
+    pub fn static_cpus(&self) -> Option<usize> {
+        self.static_cpus.filter(|node| *node < self.nodes)
     }
 
     /// The bed's name.
@@ -252,6 +271,8 @@ mod tests {
     fn plan_refuses_nodes_that_are_not_there() {
         assert_eq!(Plan::new("dev", 0, 0, 1), Err(Error::Nodes(0)));
         let plan = Plan::new("dev", 0, 2, 1).unwrap();
+        assert_eq!(plan.clone().with_static_cpus(Some(1)).static_cpus(), Some(1));
+        assert_eq!(plan.clone().with_static_cpus(Some(2)).static_cpus(), None);
         assert_eq!(plan.check_node(2), Err(Error::NoSuchNode { asked: 2, nodes: 2 }));
     }
 }

@@ -144,18 +144,26 @@ impl Dir {
         })
     }
 
-    /// Finds the plan of a bed, grows it, or makes one in the lowest slot for which `free` holds.
-    pub fn claim(&self, name: &str, nodes: usize, volumes: usize, free: impl Fn(&Plan) -> bool) -> Result<Plan, Error> {
+    /// Finds the plan of a bed, grows it, or makes one in the lowest slot for which `free` holds; `static_cpus` is the node
+    /// of a new bed that gives processors away.
+    pub fn claim(
+        &self,
+        name: &str,
+        nodes: usize,
+        volumes: usize,
+        static_cpus: Option<usize>,
+        free: impl Fn(&Plan) -> bool,
+    ) -> Result<Plan, Error> {
         match self.load() {
             Ok(there) if there.nodes() > nodes => Err(Error::Shrink {
                 name: name.into(),
                 nodes: there.nodes(),
             }),
-            Ok(there) => self.store(Plan::new(name, there.slot(), nodes, volumes.max(there.volumes()))?),
+            Ok(there) => self.store(there.grown(nodes, volumes)?),
             Err(Error::NoBed(_)) => {
                 let taken: Vec<u8> = all()?.iter().map(Plan::slot).collect();
                 for slot in (0..plan::SLOTS).filter(|s| !taken.contains(s)) {
-                    let plan = Plan::new(name, slot, nodes, volumes)?;
+                    let plan = Plan::new(name, slot, nodes, volumes)?.with_static_cpus(static_cpus);
                     if free(&plan) {
                         return self.store(plan);
                     }

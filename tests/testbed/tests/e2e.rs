@@ -43,6 +43,7 @@ async fn from_nothing_to_nothing() {
         name: format!("t{}", std::process::id()),
         nodes: 2,
         volumes: 2,
+        static_cpus: Some(1),
         progress: Progress::Shown,
     };
     let bed = Testbed::up(&options).await.unwrap();
@@ -76,6 +77,7 @@ async fn story(bed: &Testbed) {
             name: bed.plan().name().into(),
             nodes: 2,
             volumes: 2,
+            static_cpus: Some(1),
             progress: Progress::Silent,
         };
         let started = std::time::Instant::now();
@@ -149,6 +151,27 @@ async fn story(bed: &Testbed) {
             exec(&client, "image-volume", "ls /disk/bin/fetch").await,
             "/disk/bin/fetch"
         );
+    })
+    .await;
+
+    step("a processor for one pod alone", async {
+        let mut alone = pod("alone", &bed.plan().node_name(1), &image, "sleep 1000000");
+        let whole = json!({"cpu": "1", "memory": "16Mi"});
+        alone["spec"]["containers"][0]["resources"] = json!({"requests": whole, "limits": whole});
+        run_pod(&client, alone).await;
+        let allowed = "grep Cpus_allowed_list /proc/self/status";
+        let own = exec(&client, "alone", allowed).await;
+        assert!(!own.contains(['-', ',']) && own.contains("Cpus_allowed_list"), "{own}");
+        run_pod(
+            &client,
+            pod("others", &bed.plan().node_name(1), &image, "sleep 1000000"),
+        )
+        .await;
+        assert_ne!(exec(&client, "others", allowed).await, own);
+        for pod in ["alone", "others"] {
+            let pods: Api<Pod> = Api::default_namespaced(client.clone());
+            pods.delete(pod, &DeleteParams::default()).await.unwrap();
+        }
     })
     .await;
 
