@@ -43,7 +43,7 @@ async fn e2e_a_machine_has_a_processor_of_its_own() -> Result<()> {
     machine.instance_in("Running", None).await?;
     let instance = machine.instances().get("vm").await?;
     let status = instance.status.context("its status")?;
-    ensure!(status.node_name.as_deref() == Some(&plan.node_name(gives)));
+    ensure!(status.node_name == Some(plan.node_name(gives)), "it is on another node");
     ensure!(
         status.qos_class.as_deref() == Some("Guaranteed"),
         "{:?}",

@@ -1,4 +1,6 @@
-//! Stories of what a spec asks of the cluster around the machine: addresses for its guest, an account for its guest.
+//! Stories of what a spec asks of the cluster around the machine: addresses, an account, processors for its guest.
+
+mod processors;
 
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
@@ -29,6 +31,12 @@ pub async fn tell(theatre: &Theatre) {
         reconcile_service_account(&Stage::set(theatre, "account").await).boxed(),
     )
     .await;
+    story(
+        "dedicated processors",
+        processors::reconcile_dedicated_processors(&Stage::set(theatre, "processors").await).boxed(),
+    )
+    .await;
+    story("changed pods", processors::reconcile_changed_pods(theatre).boxed()).await;
 }
 
 /// Waits until the instance says, in a condition, that it is not run for this reason and with these words.
