@@ -114,8 +114,8 @@ pub struct Options {
     pub nodes: usize,
     /// How many PersistentVolumes of 16Gi each node offers. They are directories and reserve nothing.
     pub volumes: usize,
-    /// The node whose kubelet gives processors to one container alone, all but processor 0; counted from 0. A machine with
-    /// one processor has none to give.
+    /// The node whose kubelet gives processors to one container alone, all but one; counted from 0. A machine with one
+    /// processor has none to give.
     pub static_cpus: Option<usize>,
     /// Whether steps are shown on standard error.
     pub progress: Progress,

@@ -279,9 +279,10 @@ fn kubelet(plan: &Plan, dir: &Dir, i: usize) -> String {
         "logging": {"verbosity": 1},
     });
     if plan.static_cpus() == Some(i) {
-        // It must keep one for itself and for what shares processors.
         config["cpuManagerPolicy"] = json!("static");
-        config["reservedSystemCPUs"] = json!("0");
+        // It keeps one whole processor for itself and for what shares processors, however little is reserved; reserved
+        // whole, a machine of two would have none left that other pods' requests don't cut into.
+        config["kubeReserved"] = json!({"cpu": "10m"});
     }
     pretty(&config)
 }
