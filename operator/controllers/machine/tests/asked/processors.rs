@@ -1,14 +1,17 @@
 //! Stories of machines with processors of their own: what their pods are to the API server.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{Method, Request, Response};
 use kube::client::{Body, ClientBuilder};
 use kubernest_crds::kubevirt::v1::phase;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 use tower::Service;
+use tower::layer::layer_fn;
 
 use super::refused;
 use crate::support::stage::{Controllers, Stage, Theatre, machine};
@@ -42,7 +45,8 @@ pub async fn reconcile_dedicated_processors(stage: &Stage) {
 /// Where pods are changed on their way so that no node would give them processors, none is made.
 pub async fn reconcile_changed_pods(theatre: &Theatre) {
     let client = ClientBuilder::try_from(theatre.controllers_config().await).unwrap();
-    let client = client.with_layer(&tower::layer::layer_fn(Unlimited)).build();
+    let meddle = layer_fn(|inner| Unlimited(Arc::new(Mutex::new(inner))));
+    let client = client.with_layer(&meddle).build();
     let stage = Stage::with_controllers(theatre, "changed", Controllers::start(client)).await;
     stage.create(pinned()).await;
     refused(
@@ -55,38 +59,44 @@ pub async fn reconcile_changed_pods(theatre: &Theatre) {
 
 /// Another admission, as far as the API server can tell: it takes the limits of processors off pods.
 #[derive(Clone)]
-struct Unlimited<S>(S);
+struct Unlimited<S>(Arc<Mutex<S>>);
 
 impl<S, B> Service<Request<Body>> for Unlimited<S>
 where
-    S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<B>> + Send + 'static,
     S::Future: Send,
-    S::Error: Send + 'static,
-    B: Send + 'static,
+    S::Error: Send,
+    B: Send,
 {
     type Response = S::Response;
     type Error = S::Error;
     type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(context)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // The one that is ready.
-        let fresh = self.0.clone();
-        let mut inner = std::mem::replace(&mut self.0, fresh);
+        let inner = self.0.clone();
         Box::pin(async move {
-            if request.method() != Method::POST || !request.uri().path().ends_with("/pods") {
-                return inner.call(request).await;
-            }
-            let (parts, body) = request.into_parts();
-            let mut pod: Value = serde_json::from_slice(&body.collect_bytes().await.unwrap()).unwrap();
-            let limits = &mut pod["spec"]["containers"][0]["resources"]["limits"];
-            limits.as_object_mut().unwrap().remove("cpu");
-            inner
-                .call(Request::from_parts(parts, Body::from(pod.to_string().into_bytes())))
-                .await
+            let request = unlimited(request).await;
+            let answer = {
+                let mut inner = inner.lock().await;
+                poll_fn(|context| inner.poll_ready(context)).await?;
+                inner.call(request)
+            };
+            answer.await
         })
     }
+}
+
+async fn unlimited(request: Request<Body>) -> Request<Body> {
+    if request.method() != Method::POST || !request.uri().path().ends_with("/pods") {
+        return request;
+    }
+    let (parts, body) = request.into_parts();
+    let mut pod: Value = serde_json::from_slice(&body.collect_bytes().await.unwrap()).unwrap();
+    let limits = &mut pod["spec"]["containers"][0]["resources"]["limits"];
+    limits.as_object_mut().unwrap().remove("cpu");
+    Request::from_parts(parts, Body::from(pod.to_string().into_bytes()))
 }

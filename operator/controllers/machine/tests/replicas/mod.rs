@@ -151,10 +151,50 @@ fn is_active(one: &VirtualMachineInstance) -> bool {
 
 /// Ends the guest of an instance, as the kubelet reports it.
 async fn end(stage: &Stage, instance: &str, phase: &str) {
+    let words = r#"{"reason":"GuestCrashed","message":"the guest died"}"#;
+    report(stage, instance, kubelet::ended(phase, 1, words)).await;
+}
+
+/// Reports this of an instance's pod.
+async fn report(stage: &Stage, instance: &str, status: Value) {
     let launchers = ListParams::default().labels(&format!("vm.kubevirt.io/name={instance}"));
     let pod = stage.pods().list(&launchers).await.unwrap().items.remove(0).name_any();
-    let words = r#"{"reason":"GuestCrashed","message":"the guest died"}"#;
-    kubelet::patch(&stage.pods(), &pod, kubelet::ended(phase, 1, words)).await;
+    kubelet::patch(&stage.pods(), &pod, status).await;
+}
+
+/// Waits until the controllers have looked at the set twice more: at this instance, the only one that is Ready, when it is
+/// not any more, and when it is again. They say what they see after they have made or deleted what is due.
+async fn looked_at_again(stage: &Stage, instance: &str) {
+    for (ready, count) in [("False", 0), ("True", 1)] {
+        report(stage, instance, kubelet::running(ready)).await;
+        set_when(stage, "a set looked at again", |status| status.ready_replicas == count).await;
+    }
+}
+
+/// Waits until an object that is made now is younger than all of these, as ages count in whole seconds.
+async fn a_second_later(stage: &Stage, than: &BTreeSet<String>) {
+    let mut youngest = None;
+    for one in own(stage).await {
+        if than.contains(&one.name_any()) {
+            youngest = youngest.max(one.metadata.creation_timestamp);
+        }
+    }
+    let params = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    let mut probe: ReplicaSet = serde_json::from_value(set(0)).unwrap();
+    probe.metadata.name = Some("probe".to_owned());
+    while sets(stage)
+        .create(&params, &probe)
+        .await
+        .unwrap()
+        .metadata
+        .creation_timestamp
+        <= youngest
+    {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn gone(stage: &Stage, instance: &str) {
@@ -207,8 +247,7 @@ async fn reconcile_replicas(stage: &Stage) {
     scale(stage, 5).await;
     let five = settled(stage, 5).await;
     assert!(five.is_superset(&first), "those that are there stay");
-    // Ages count in whole seconds.
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    a_second_later(stage, &five).await;
     scale(stage, 6).await;
     let youngest = &settled(stage, 6).await - &five;
     scale(stage, 5).await;
@@ -252,7 +291,7 @@ async fn reconcile_paused(stage: &Stage) {
         (status.replicas, status.ready_replicas) == (1, 1)
     })
     .await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    looked_at_again(stage, two.last().unwrap()).await;
     let there: BTreeSet<_> = own(stage).await.iter().map(ResourceExt::name_any).collect();
     assert_eq!(there, two, "nothing is made or deleted");
     change(stage, json!({"spec": {"paused": null}})).await;
@@ -444,7 +483,7 @@ async fn reconcile_goes(stage: &Stage) {
         .unwrap();
     gone(stage, victim).await;
     set_when(stage, "one instance", |status| status.replicas == 1).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    looked_at_again(stage, two.last().unwrap()).await;
     assert_eq!(own(stage).await.len(), 1, "none is replaced");
     change(stage, json!({"metadata": {"finalizers": null}})).await;
     let wait = await_condition(sets(stage), "rs", |set: Option<&ReplicaSet>| set.is_none());

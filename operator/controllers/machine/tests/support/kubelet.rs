@@ -126,7 +126,8 @@ pub async fn patch(api: &Api<Pod>, name: &str, status: Value) {
         .await;
 }
 
-fn running(ready: &str) -> Value {
+/// The status of a pod whose container runs.
+pub fn running(ready: &str) -> Value {
     json!({
         "phase": "Running", "podIP": "10.1.0.5", "podIPs": [{"ip": "10.1.0.5"}],
         "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": ready}],
