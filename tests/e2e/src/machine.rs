@@ -125,6 +125,23 @@ impl<'a> Machine<'a> {
         }
     }
 
+    /// GET of a subresource of the instance as the user, which must succeed.
+    pub async fn download(&self, path: &str) -> Result<Vec<u8>> {
+        println!("-- {}: {path}", self.name);
+        let request = http::Request::get(self.path("virtualmachineinstances", path)).header("impersonate-user", USER);
+        let response = self
+            .outer
+            .client
+            .send(request.body(kube::client::Body::empty())?)
+            .await?;
+        let code = response.status();
+        let body = response.into_body().collect_bytes().await?;
+        match code.is_success() {
+            true => Ok(body.to_vec()),
+            false => bail!("{path}: {code} {}", String::from_utf8_lossy(&body)),
+        }
+    }
+
     /// Opens a stream to the instance as this user.
     pub async fn stream(&self, path: &str, user: &str) -> Result<PlainStream, StreamError> {
         let path = self.path("virtualmachineinstances", path);

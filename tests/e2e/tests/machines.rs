@@ -170,6 +170,12 @@ async fn screen_and_ports_are_reached(machine: &Machine<'_>) -> Result<()> {
         Err(StreamError::Refused { code: 409, .. }) => {}
         other => anyhow::bail!("a session that shall stay: {:?}", other.err()),
     }
+    let picture = machine.download("vnc/screenshot").await?;
+    ensure!(
+        picture.starts_with(b"\x89PNG\r\n\x1a\n"),
+        "no PNG: {} bytes",
+        picture.len()
+    );
     let mut page = machine.stream("portforward/8080", USER).await?;
     page.send(b"GET / HTTP/1.0\r\n\r\n").await?;
     ensure!(page.expect("hello from the guest").await?, "no answer");

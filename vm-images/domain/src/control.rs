@@ -13,6 +13,10 @@ pub const CONSOLE: &str = "/v1/console";
 pub const VNC: &str = "/v1/vnc";
 /// Query of [`VNC`] (`preserveSession=true`): refused with 409 while another session is open.
 pub const PRESERVE_SESSION: &str = "preserveSession";
+/// GET: a picture of the screen, as PNG of at most [`SCREENSHOT_BYTES`], whose number `Content-Length` tells.
+pub const SCREENSHOT: &str = "/v1/screenshot";
+/// Largest picture.
+pub const SCREENSHOT_BYTES: u64 = 16 << 20;
 /// PUT: the guest's processors stand still.
 pub const PAUSE: &str = "/v1/pause";
 /// PUT: they go on.

@@ -27,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use self::peers::{Peers, Place};
+use crate::camera::Camera;
 use crate::chain;
 use crate::console::Console;
 use crate::seat::Seat;
@@ -59,7 +60,7 @@ pub struct Command {
 }
 
 /// What the port leads to.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Backend {
     /// The serial console, if the machine has one.
     pub console: Option<Console>,
@@ -70,12 +71,14 @@ pub struct Backend {
 }
 
 /// A screen that one session at a time looks at.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Screen {
     /// Where qemu serves RFB.
     pub socket: PathBuf,
     /// Who looks at it.
     pub seat: Seat,
+    /// Who wants a picture of it.
+    pub camera: Camera,
 }
 
 /// Serves the port from now on. The key pair and the clients' CA are read from the folder `tls` at each connection.

@@ -1,14 +1,16 @@
-//! libvirt, as little of it as needed: connect, create, pause, power button, reset, destroy, lifecycle events.
+//! libvirt, as little of it as needed: connect, create, pause, power button, reset, destroy, screen, lifecycle events.
 //!
 //! Calls block (they are remote procedure calls to libvirtd): the supervisor makes them on threads of their own. The
 //! event loop has one too, for the life of the process. Nothing here decides anything.
 
 use std::ffi::{c_int, c_void};
+use std::io::{self, Read};
 use std::path::Path;
 
 use tokio::sync::mpsc;
 use virt::connect::Connect;
 use virt::domain::Domain;
+use virt::stream::Stream;
 
 use crate::state::{Cause, Gone, Input};
 
@@ -48,6 +50,9 @@ pub enum HypervisorError {
     /// Destruction.
     #[error("destroying the domain")]
     Destroy(#[source] virt::error::Error),
+    /// Picture of the screen.
+    #[error("taking a picture of the screen")]
+    Screenshot(#[source] virt::error::Error),
     /// Figures.
     #[error("reading what {of} has used")]
     Usage {
@@ -138,13 +143,15 @@ impl Hypervisor {
             false => virt_sys::VIR_DOMAIN_NONE,
         };
         let domain = Domain::create_xml(&self.connect, xml, flags).map_err(HypervisorError::Create)?;
-        Ok(Guest { domain })
+        let connect = self.connect.clone();
+        Ok(Guest { connect, domain })
     }
 }
 
 /// The running domain.
 #[derive(Debug, Clone)]
 pub struct Guest {
+    connect: Connect,
     domain: Domain,
 }
 
@@ -211,9 +218,39 @@ impl Guest {
         })
     }
 
+    /// A picture of the first screen: a PNG or a pixmap, as qemu likes it.
+    pub fn screenshot(&self) -> Result<Screenshot, HypervisorError> {
+        let stream = Stream::new(&self.connect, 0).map_err(HypervisorError::Screenshot)?;
+        self.domain
+            .screenshot(&stream, 0, 0)
+            .map_err(HypervisorError::Screenshot)?;
+        Ok(Screenshot(Some(stream)))
+    }
+
     /// Ends qemu: SIGTERM, so that it flushes its disks, then SIGKILL.
     pub fn destroy(&self) -> Result<(), HypervisorError> {
         self.domain.destroy().map_err(HypervisorError::Destroy)
+    }
+}
+
+/// A picture that libvirt passes on, piece by piece.
+pub struct Screenshot(Option<Stream>);
+
+impl Read for Screenshot {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.0 {
+            Some(stream) => stream.recv(buffer).map_err(io::Error::other),
+            None => Ok(0),
+        }
+    }
+}
+
+impl Drop for Screenshot {
+    fn drop(&mut self) {
+        // A stream that was read to its end is over; any other goes no further.
+        if let Some(Err(error)) = self.0.take().map(Stream::abort) {
+            tracing::debug!(%error, "ending a picture");
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use kubernest_domain::machine::Machine;
 use kubernest_domain::processors::Processors;
 use kubernest_domain::{LAUNCH_ENV, Launch, ParseLaunchError, Termination, TerminationReason, paths, plan};
 
+pub mod camera;
 mod capabilities;
 pub mod console;
 pub mod control;
@@ -25,6 +26,7 @@ pub mod hypervisor;
 pub mod lines;
 pub mod listen;
 pub mod meter;
+pub mod picture;
 pub mod prepare;
 pub mod processors;
 mod queue;

@@ -15,6 +15,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use self::owner::Owner;
+use crate::camera::Camera;
 use crate::console::Console;
 use crate::control::{self, Backend, Command, Screen};
 use crate::dhcp::server as dhcp;
@@ -124,12 +125,14 @@ async fn start(args: &Args, machine: &Machine, ready: watch::Receiver<bool>) -> 
         true => Some(Console::listen(Path::new(xml::SERIAL_SOCKET)).map_err(LaunchError::Console)?),
         false => None,
     };
+    let camera = Camera::default();
     let (sender, commands) = mpsc::channel(COMMANDS);
     let backend = Backend {
         console: console.as_ref().map(|(console, _)| console.clone()),
         screen: machine.graphics.then(|| Screen {
             socket: xml::VNC_SOCKET.into(),
             seat: Seat::default(),
+            camera: camera.clone(),
         }),
         commands: sender,
     };
@@ -164,6 +167,9 @@ async fn start(args: &Args, machine: &Machine, ready: watch::Receiver<bool>) -> 
         tracing::info!(vcpus = ?pinning.vcpus, emulator = %pinning.emulator, "processors of its own");
     }
     meter.attach(guest.clone()).map_err(HypervisorError::Thread)?;
+    if machine.graphics {
+        camera.attach(guest.clone()).map_err(HypervisorError::Thread)?;
+    }
     let queue = |name, guest| Queue::start(name, guest).map_err(HypervisorError::Thread);
     Ok(Running {
         end: queue("libvirt-end", guest.clone())?,

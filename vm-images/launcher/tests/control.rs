@@ -14,6 +14,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use kubernest_domain::{TerminationReason, control};
+use kubernest_launcher::camera::Camera;
 use kubernest_launcher::console::Console;
 use kubernest_launcher::control::{Backend, Command, Screen, serve};
 use kubernest_launcher::seat::Seat;
@@ -54,6 +55,7 @@ impl Port {
                 screen: Some(Screen {
                     socket: folder.path().join("vnc.sock"),
                     seat: Seat::default(),
+                    camera: Camera::default(),
                 }),
                 commands,
             };
@@ -169,6 +171,7 @@ fn control_answers_in_sentences() {
     assert_eq!(client.get("/v1/else").0, 404);
     assert_eq!(client.get(control::CONSOLE).0, 426);
     assert_eq!(client.get(control::VNC).0, 426);
+    assert_eq!(client.get(control::SCREENSHOT), sentence(409, control::NOT_RUNNING));
     // qemu has no screen yet.
     assert_eq!(
         client.open(control::VNC).err(),
@@ -269,6 +272,7 @@ fn control_reaches_a_real_guest() {
     pauses(&mut pod, &api, &mut console);
     reboots(&mut pod, &api, &mut console);
     shows_its_screen(&api);
+    gives_pictures_of_it(&api);
 
     // A paused guest can't hear the power button: it goes on first.
     assert_eq!(api.put(control::PAUSE).0, 200);
@@ -337,6 +341,19 @@ fn shows_its_screen(api: &Client) {
     second.until("RFB 003.");
 }
 
+/// qemu's VGA in text mode: 80 × 25 characters of 9 × 16 pixels.
+fn gives_pictures_of_it(api: &Client) {
+    for _ in 0..3 {
+        let (head, picture) = api.download(control::SCREENSHOT);
+        assert!(head.contains("content-type: image/png"), "{head}");
+        let mut reader = png::Decoder::new(std::io::Cursor::new(picture)).read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        let info = reader.next_frame(&mut pixels).unwrap();
+        assert_eq!((info.width, info.height), (720, 400));
+        assert!(pixels.iter().any(|byte| *byte != 0), "it is black");
+    }
+}
+
 #[test]
 fn control_a_guest_that_starts_paused_waits_to_be_told() {
     let authority = Authority::new();
@@ -350,6 +367,7 @@ fn control_a_guest_that_starts_paused_waits_to_be_told() {
     assert_eq!(api.put(control::PAUSE), (409, control::ALREADY_PAUSED.to_owned()));
     assert_eq!(pod.read("stdout"), "");
     assert_eq!(api.open(control::VNC).err().unwrap().0, 404);
+    assert_eq!(api.get(control::SCREENSHOT).0, 404);
     // It is reset as one that moves is, and does not move for that.
     assert_eq!(api.put(control::RESET), (200, String::new()));
     assert_eq!(api.put(control::PAUSE), (409, control::ALREADY_PAUSED.to_owned()));

@@ -121,7 +121,7 @@ fn operations(version: &str, row: &Subresource, v3: bool) -> Vec<(String, Value)
             .filter_map(|rest| rest.split_once('}').map(|(name, _)| name));
         let parameters: Vec<Value> = names.map(parameter).collect();
         let short = if parent == MACHINES { "vm" } else { "vmi" };
-        let id = format!("{version}{short}-{}{}", row.name, tail.replace(['/', '{', '}'], "-"));
+        let id = format!("{version}{short}-{}{tail}", row.name).replace(['/', '{', '}'], "-");
         let code = if row.changes() && parent == MACHINES {
             "202"
         } else {

@@ -33,6 +33,8 @@ use super::{
 
 /// How often a condition is written anew because the status has changed meanwhile.
 const TRIES: usize = 5;
+/// Query of `vnc/screenshot`, which KubeVirt 1.9 reads and forgets.
+const MOVE_CURSOR: &str = "moveCursor";
 /// How long a connection to a guest's port may take.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -176,10 +178,7 @@ impl Instances {
         upgrade: WebSocketUpgrade,
         held: impl Send + 'static,
     ) -> Result<Response, Failure> {
-        let instance = self.get().await?;
-        if instance.spec.domain.devices.autoattach_graphics_device == Some(false) {
-            return Err(Failure::bad_request("No graphics devices are present."));
-        }
+        let instance = self.get_with_screen().await?;
         let preserve = query.is_some_and(|query| {
             query
                 .split('&')
@@ -190,6 +189,27 @@ impl Instances {
             false => control::VNC.to_owned(),
         };
         self.streamed(&instance, &path, upgrade, held).await
+    }
+
+    /// GET `vnc/screenshot`.
+    pub async fn screenshot(&self, query: Option<&str>, held: impl Send + 'static) -> Result<Response, Failure> {
+        if moves_cursor(query.unwrap_or_default()) {
+            return Err(Failure::bad_request(format!("{MOVE_CURSOR}: not supported")));
+        }
+        let instance = self.get_with_screen().await?;
+        if !runs(&instance) {
+            return Err(Failure::bad_request(control::NOT_RUNNING));
+        }
+        let taken = self.launchers.screenshot(&instance).await;
+        Ok(taken.map_err(|error| error.failure(&instance))?.answer(held))
+    }
+
+    async fn get_with_screen(&self) -> Result<VirtualMachineInstance, Failure> {
+        let instance = self.get().await?;
+        match instance.spec.domain.devices.autoattach_graphics_device {
+            Some(false) => Err(Failure::bad_request("No graphics devices are present.")),
+            _ => Ok(instance),
+        }
     }
 
     async fn streamed(
@@ -327,6 +347,14 @@ fn is_a_pods(address: &IpAddr) -> bool {
     !(of_a_link || address.is_loopback() || address.is_multicast() || address.is_unspecified())
 }
 
+/// Whether a picture is wanted of a screen that was woken; anything but Go's words for false says so.
+fn moves_cursor(query: &str) -> bool {
+    let asked = query.split('&').filter_map(|pair| pair.split_once('='));
+    asked
+        .filter(|(name, _)| *name == MOVE_CURSOR)
+        .any(|(_, value)| !matches!(value, "" | "0" | "f" | "F" | "false" | "FALSE" | "False"))
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protocol {
     Tcp,
@@ -378,6 +406,12 @@ mod tests {
         ] {
             assert!(!dialled(wrong), "{wrong}");
         }
+    }
+
+    #[test]
+    fn instance_screens_are_not_woken() {
+        assert!(moves_cursor("moveCursor=true") && moves_cursor("a=b&moveCursor=1"));
+        assert!(!moves_cursor("") && !moves_cursor("moveCursor=false") && !moves_cursor("moveCursor"));
     }
 
     #[test]

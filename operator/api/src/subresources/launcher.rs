@@ -4,10 +4,16 @@
 //! Where a launcher is stands in its instance's status; that it is the right one is proved by its certificate, whose name
 //! has the instance's uid.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
+use futures::{Stream, TryStreamExt};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Method, Request, Response, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Body, Bytes},
+    client::conn::http1,
+    header,
+};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, ResourceExt};
@@ -18,7 +24,10 @@ use rustls_pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, Serve
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::answer::{Failure, Kind};
+use super::{
+    answer::{Failure, Kind},
+    picture::Picture,
+};
 
 /// Secret of the credential that launchers let in; made by the operator.
 const SECRET: &str = "kubernest-launcher-client";
@@ -28,9 +37,11 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 /// Most bytes of an answer; it is a sentence.
 const ANSWER_BYTES: usize = 4096;
+/// Most bytes of a launcher's that wait for somebody to take them, its headers among them.
+const BUFFER_BYTES: usize = 64 << 10;
 
 /// A stream to a launcher.
-pub type Stream = TokioIo<hyper::upgrade::Upgraded>;
+pub type Connection = TokioIo<hyper::upgrade::Upgraded>;
 
 /// Why a launcher did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +60,9 @@ pub enum LauncherError {
         /// What it said.
         said: String,
     },
+    /// It answers with something else than a picture.
+    #[error("the launcher's answer is no picture of 1 to {} bytes", control::SCREENSHOT_BYTES)]
+    NoPicture,
     /// The status names no address.
     #[error("the instance's launcher has no address yet")]
     Address,
@@ -74,7 +88,7 @@ pub enum LauncherError {
         address: IpAddr,
         /// What was wrong.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// It took too long.
     #[error("the launcher did not answer within {0:?}")]
@@ -133,7 +147,7 @@ impl Launchers {
     ///
     /// # Errors
     /// [`LauncherError`].
-    pub async fn stream(&self, instance: &VirtualMachineInstance, path: &str) -> Result<Stream, LauncherError> {
+    pub async fn stream(&self, instance: &VirtualMachineInstance, path: &str) -> Result<Connection, LauncherError> {
         let opened = async {
             let request = Request::builder()
                 .uri(path)
@@ -150,13 +164,40 @@ impl Launchers {
             .unwrap_or(Err(LauncherError::Slow(COMMAND_LIMIT)))
     }
 
+    /// Has the launcher of `instance` take a picture of the screen.
+    ///
+    /// # Errors
+    /// [`LauncherError`].
+    pub async fn screenshot(
+        &self,
+        instance: &VirtualMachineInstance,
+    ) -> Result<Picture<impl Stream<Item = io::Result<Bytes>> + Send + Unpin + 'static + use<>>, LauncherError> {
+        let taken = async {
+            let request = Request::builder().uri(control::SCREENSHOT);
+            let response = self.send(instance, request).await?;
+            if response.status() != StatusCode::OK {
+                return Err(refusal(response).await);
+            }
+            let (head, body) = response.into_parts();
+            let length = body.size_hint().exact();
+            let pieces = body.into_data_stream().map_err(io::Error::other);
+            Picture::new(head.headers.get(header::CONTENT_TYPE), length, pieces).ok_or(LauncherError::NoPicture)
+        };
+        timeout(COMMAND_LIMIT, taken)
+            .await
+            .unwrap_or(Err(LauncherError::Slow(COMMAND_LIMIT)))
+    }
+
     async fn send(
         &self,
         instance: &VirtualMachineInstance,
         request: hyper::http::request::Builder,
     ) -> Result<Response<hyper::body::Incoming>, LauncherError> {
         let stream = self.connect(instance).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) = http1::Builder::new()
+            .max_buf_size(BUFFER_BYTES)
+            .handshake(TokioIo::new(stream))
+            .await?;
         // Ends with the stream, or when the sender below is dropped.
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
@@ -212,7 +253,10 @@ impl Launchers {
 async fn refusal(response: Response<hyper::body::Incoming>) -> LauncherError {
     let code = response.status();
     let said = match Limited::new(response.into_body(), ANSWER_BYTES).collect().await {
-        Ok(body) => String::from_utf8_lossy(&body.to_bytes()).trim().to_owned(),
+        // It ends up in terminals.
+        Ok(body) => String::from_utf8_lossy(&body.to_bytes())
+            .trim()
+            .replace(char::is_control, " "),
         Err(_) => String::new(),
     };
     match code {

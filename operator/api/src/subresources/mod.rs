@@ -14,6 +14,7 @@ mod launcher;
 mod lifecycle;
 mod machine;
 pub mod peer;
+mod picture;
 mod places;
 pub mod proxy;
 pub mod resources;
@@ -233,6 +234,7 @@ impl Subresources {
             | Operation::PortForward
             | Operation::Console
             | Operation::Vnc
+            | Operation::Screenshot
             | Operation::GuestAgent => Err(Failure::no_such_path()),
         }
     }
@@ -251,6 +253,7 @@ impl Subresources {
                 let (upgrade, held) = self.stream(wanted, parts).await?;
                 instances.vnc(uri.query(), upgrade, held).await
             }
+            Operation::Screenshot => instances.screenshot(uri.query(), self.hold(wanted)?).await,
             Operation::PortForward => {
                 let (upgrade, held) = self.stream(wanted, parts).await?;
                 instances.port_forward(&uri, upgrade, held).await
@@ -283,9 +286,14 @@ impl Subresources {
         let upgrade = WebSocketUpgrade::from_request_parts(parts, &())
             .await
             .map_err(|error| Failure::bad_request(format!("{} is a websocket: {error}", row.name)))?;
+        Ok((upgrade, self.hold(wanted)?))
+    }
+
+    /// A place among all that take memory for as long as their clients like.
+    fn hold(&self, wanted: &authorize::Request) -> Result<impl Send + 'static + use<>, Failure> {
         let place = self.streams.take(&wanted.namespace);
         let place = place.ok_or_else(|| Failure::too_many(&wanted.namespace))?;
-        Ok((upgrade, (place, Open::new(&self.streaming, row.name))))
+        Ok((place, Open::new(&self.streaming, wanted.subresource.name)))
     }
 }
 

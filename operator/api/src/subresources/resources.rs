@@ -23,6 +23,7 @@ pub enum Operation {
     Reset,
     Console,
     Vnc,
+    Screenshot,
     GuestAgent,
 }
 
@@ -53,11 +54,12 @@ impl Subresource {
     /// Whether it changes something, rather than show or stream.
     pub fn changes(&self) -> bool {
         use Operation::{
-            Console, ExpandSpec, GuestAgent, Pause, PortForward, Reset, Restart, SoftReboot, Start, Stop, Unpause, Vnc,
+            Console, ExpandSpec, GuestAgent, Pause, PortForward, Reset, Restart, Screenshot, SoftReboot, Start, Stop,
+            Unpause, Vnc,
         };
         match self.operation {
             Start | Stop | Restart | Pause | Unpause | SoftReboot | Reset => true,
-            ExpandSpec | PortForward | Console | Vnc | GuestAgent => false,
+            ExpandSpec | PortForward | Console | Vnc | Screenshot | GuestAgent => false,
         }
     }
 
@@ -81,7 +83,7 @@ const fn sub(parent: &'static str, name: &'static str, operation: Operation, sum
 }
 
 /// All of them.
-pub const ALL: [Subresource; 15] = [
+pub const ALL: [Subresource; 16] = [
     sub(MACHINES, "start", Operation::Start, "Start the virtual machine"),
     sub(MACHINES, "stop", Operation::Stop, "Stop the virtual machine"),
     sub(MACHINES, "restart", Operation::Restart, "Restart the virtual machine"),
@@ -117,6 +119,12 @@ pub const ALL: [Subresource; 15] = [
         "vnc",
         Operation::Vnc,
         "A websocket to the guest's screen (RFB)",
+    ),
+    sub(
+        INSTANCES,
+        "vnc/screenshot",
+        Operation::Screenshot,
+        "A picture of the guest's screen (PNG)",
     ),
     sub(
         INSTANCES,
@@ -164,5 +172,10 @@ mod tests {
         assert_eq!(find(MACHINES, "start").unwrap().verb(), "update");
         assert!(find(INSTANCES, "start").is_none());
         assert!(find(INSTANCES, "console/x").is_none());
+        assert_eq!(
+            find(INSTANCES, "vnc/screenshot").unwrap().operation,
+            Operation::Screenshot
+        );
+        assert_eq!(find(INSTANCES, "vnc").unwrap().operation, Operation::Vnc);
     }
 }

@@ -1,17 +1,20 @@
 //! The control port's paths: what each does with a request of a client that is believed.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Query, Request as HttpRequest, State};
-use axum::http::header::{CONNECTION, UPGRADE};
+use axum::http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, UPGRADE};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, put};
+use futures::Stream;
+use futures::stream::unfold;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use kubernest_domain::control;
@@ -21,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::timeout;
 
 use super::{Backend, Command};
+use crate::camera::{CameraError, Picture};
 use crate::chain;
 use crate::seat::Place;
 use crate::state::{Refusal, Request};
@@ -28,6 +32,8 @@ use crate::state::{Refusal, Request};
 /// How long libvirt may take for a command; a moment is usual. Less than the 30 s that kubernest-api gives a request
 /// with all of its connecting, so that its client hears what the matter is.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+/// Bytes of a picture that are handed over at once.
+const PIECE: usize = 64 << 10;
 /// How long a client may take to hear that its stream has ended.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -45,6 +51,7 @@ pub(super) fn router(backend: Backend, permit: OwnedSemaphorePermit) -> Router {
     Router::new()
         .route(control::CONSOLE, get(console))
         .route(control::VNC, get(vnc))
+        .route(control::SCREENSHOT, get(screenshot))
         .route(control::PAUSE, command(Request::Pause))
         .route(control::UNPAUSE, command(Request::Unpause))
         .route(control::SOFT_REBOOT, command(Request::SoftReboot))
@@ -100,7 +107,7 @@ async fn vnc(
     request: HttpRequest,
 ) -> Response {
     let Some(screen) = connection.backend.screen else {
-        return (StatusCode::NOT_FOUND, "the machine has no graphics device").into_response();
+        return no_graphics();
     };
     let Some(upgrade) = upgrade(request) else {
         return upgrade_required();
@@ -127,6 +134,42 @@ async fn vnc(
         }
     });
     switching_protocols()
+}
+
+async fn screenshot(State(connection): State<Connection>) -> Response {
+    let Some(screen) = connection.backend.screen else {
+        return no_graphics();
+    };
+    let (status, sentence) = match timeout(ANSWER_LIMIT, screen.camera.take()).await {
+        Ok(Ok(picture)) => {
+            let length = picture.png.len();
+            let headers = [
+                (CONTENT_TYPE, "image/png".to_owned()),
+                (CONTENT_LENGTH, length.to_string()),
+            ];
+            return (headers, Body::from_stream(pieces(picture))).into_response();
+        }
+        Ok(Err(CameraError::NotRunning)) => (StatusCode::CONFLICT, control::NOT_RUNNING.to_owned()),
+        Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, chain(&error)),
+        Err(_) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("no picture came within {} s", ANSWER_LIMIT.as_secs()),
+        ),
+    };
+    tracing::info!(sentence, "no picture was taken");
+    (status, sentence).into_response()
+}
+
+/// No faster than they are read, so that the next picture waits for this one's reader.
+fn pieces(picture: Picture) -> impl Stream<Item = Result<Bytes, Infallible>> {
+    unfold(picture, async |mut picture| {
+        let piece = picture.png.split_to(picture.png.len().min(PIECE));
+        (!piece.is_empty()).then(|| (Ok(piece), picture))
+    })
+}
+
+fn no_graphics() -> Response {
+    (StatusCode::NOT_FOUND, "the machine has no graphics device").into_response()
 }
 
 fn no_screen(error: &std::io::Error) -> Response {

@@ -133,6 +133,14 @@ impl Client {
         self.answer(&format!("GET {path}"), "Accept: */*")
     }
 
+    /// Head, in small letters, and body of an answer that must be 200.
+    pub fn download(&self, path: &str) -> (String, Vec<u8>) {
+        let (head, mut stream) = self.exchange(&format!("GET {path}"), "Accept: */*").unwrap();
+        assert_eq!(status(&head), 200, "{head}");
+        let body = stream.bytes(&head);
+        (head.to_ascii_lowercase(), body)
+    }
+
     /// Nobody speaks HTTP with this client: it is cut off before a byte of an answer.
     pub fn is_refused(&self) -> bool {
         self.exchange("PUT /v1/unpause", "Content-Length: 0").is_err()
@@ -238,6 +246,10 @@ impl Stream {
     }
 
     fn body(&mut self, head: &str) -> String {
+        String::from_utf8(self.bytes(head)).unwrap()
+    }
+
+    fn bytes(&mut self, head: &str) -> Vec<u8> {
         let head = head.to_ascii_lowercase();
         let length = head
             .lines()
@@ -246,7 +258,7 @@ impl Stream {
         while self.heard.len() < length {
             assert_ne!(self.hear().unwrap(), 0, "{head}");
         }
-        String::from_utf8(self.heard[..length].to_vec()).unwrap()
+        self.heard[..length].to_vec()
     }
 
     fn hear(&mut self) -> io::Result<usize> {
