@@ -206,6 +206,14 @@ impl Stream {
         self.tls.flush().unwrap();
     }
 
+    /// The same; false when the other side takes no more.
+    pub fn try_say(&mut self, text: &str) -> bool {
+        self.tls.sock.set_nonblocking(true).unwrap();
+        let said = self.tls.write_all(text.as_bytes()).and_then(|()| self.tls.flush());
+        self.tls.sock.set_nonblocking(false).unwrap();
+        said.is_ok()
+    }
+
     /// Waits for a text, and forgets all up to its end.
     pub fn until(&mut self, text: &str) {
         loop {
