@@ -14,7 +14,7 @@ mod tenantcluster;
 
 pub use addresses::MACHINE_LINK;
 pub use decision::{Cause, Decision, Report, reasons};
-pub use machine::{MAX_PRESET_NAME, Mutation, Preset, mutate};
+pub use machine::{MAX_PRESET_NAME, Mutation, Preset, complete as complete_machine, mutate};
 
 use ipnet::Ipv4Net;
 use serde_json::Value;

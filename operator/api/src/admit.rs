@@ -14,7 +14,7 @@ use kubernest_admission::{Decision, Installation, Review};
 use kubernest_crds::TenantClusterSpec;
 use serde_json::{Value, json};
 
-use crate::args::AdmitArgs;
+use crate::{args::AdmitArgs, routes::complete_machine};
 
 /// Prints one line of JSON a manifest; fails when any was refused.
 pub fn run(installation: &Installation, args: &AdmitArgs) -> anyhow::Result<ExitCode> {
@@ -104,7 +104,7 @@ fn answer(name: Value, kind: &str, decision: &Decision, defaulted: Option<Value>
     line
 }
 
-/// The spec with its gaps filled. A VirtualMachine's stays as it is: its instances are filled.
+/// The spec with its gaps filled. Of a VirtualMachine's few are: its instances are completed when they are made.
 fn defaulted(kind: &str, manifest: &Value) -> Option<Value> {
     match kind {
         "TenantCluster" => {
@@ -122,6 +122,7 @@ fn defaulted(kind: &str, manifest: &Value) -> Option<Value> {
             firmware.entry("uuid").or_insert_with(|| json!(uuid::Uuid::new_v4()));
             Some(spec)
         }
+        "VirtualMachine" => complete_machine(manifest, None).get("spec").cloned(),
         _ => manifest.get("spec").cloned(),
     }
 }
@@ -151,6 +152,17 @@ mod tests {
         assert_eq!(kinds(yaml), ["A", "B", "C"]);
         assert_eq!(kinds("{\"kind\": \"A\"}\n{\"kind\": \"B\"}\n"), ["A", "B"]);
         assert_eq!(kinds("[{\"kind\": \"A\"}]"), ["A"]);
+    }
+
+    #[test]
+    fn admit_prints_a_machine_as_it_is_stored() {
+        let template = json!({"spec": {"domain": {"devices": {}, "memory": {"guest": "64Mi"}}}});
+        let spec = json!({"runStrategy": "Halted", "template": template});
+        let manifest = json!({"kind": "VirtualMachine", "metadata": {"name": "a"}, "spec": spec});
+        let spec = &judge(&installation(), &manifest)["defaultedSpec"]["template"]["spec"];
+        assert_eq!(spec["domain"]["machine"]["type"], "q35");
+        assert!(spec["domain"]["firmware"]["uuid"].is_string());
+        assert_eq!(spec["domain"].get("cpu"), None);
     }
 
     #[test]

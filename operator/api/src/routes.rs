@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use kubernest_admission::{Decision, Installation, Review};
+use kubernest_admission::{Decision, Installation, Mutation, Review};
 use kubernest_runtime::{Metrics, server::Readiness};
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -87,6 +87,7 @@ pub fn router(
         .route("/validate/virtualmachines", post(validate))
         .route("/validate/virtualmachineinstances", post(validate))
         .route("/validate/virtualmachineinstancepresets", post(validate))
+        .route("/mutate/virtualmachines", post(mutate_machine))
         .route("/mutate/virtualmachineinstances", post(mutate))
         .route("/convert", post(convert::convert))
         .route("/validate/virtualmachineinstancereplicasets", post(validate))
@@ -136,4 +137,23 @@ async fn mutate(State(webhooks): State<Arc<Webhooks>>, Json(review): Json<Admiss
         Ok(done) => Json(completed(&request, object, &done)).into_response(),
         Err(decision) => Json(webhooks.refuse(&request, &decision)).into_response(),
     }
+}
+
+/// Completes a machine that is new or changed.
+async fn mutate_machine(Json(review): Json<AdmissionReview>) -> Response {
+    let request = review.request;
+    let Some(object) = &request.object else {
+        return (StatusCode::BAD_REQUEST, "there is no object to complete").into_response();
+    };
+    let done = Mutation {
+        object: complete_machine(object, request.old_object.as_ref()),
+        warnings: Vec::new(),
+    };
+    Json(completed(&request, object, &done)).into_response()
+}
+
+/// The machine with its gaps filled; its guest's UUID and serial number are drawn by chance.
+pub fn complete_machine(object: &Value, old: Option<&Value>) -> Value {
+    let [uuid, serial] = [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()].map(|drawn| drawn.to_string());
+    kubernest_admission::complete_machine(object, old, [&uuid, &serial])
 }

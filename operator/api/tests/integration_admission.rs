@@ -187,14 +187,17 @@ fn configuration(port: u16) -> ValidatingWebhookConfiguration {
 }
 
 fn mutation(port: u16) -> MutatingWebhookConfiguration {
+    let webhook = |resource: &str, operations: &[&str]| {
+        json!({
+            "name": format!("{resource}-mutator.kubevirt.io"), "admissionReviewVersions": ["v1"], "sideEffects": "None",
+            "failurePolicy": "Fail", "timeoutSeconds": 5,
+            "clientConfig": {"url": format!("https://127.0.0.1:{port}/mutate/{resource}")},
+            "rules": [{"apiGroups": ["kubevirt.io"], "apiVersions": ["v1"], "operations": operations, "resources": [resource]}],
+        })
+    };
     serde_json::from_value(json!({
         "metadata": {"name": "kubernest"},
-        "webhooks": [{
-            "name": "virtualmachineinstances-mutator.kubevirt.io", "admissionReviewVersions": ["v1"], "sideEffects": "None",
-            "failurePolicy": "Fail", "timeoutSeconds": 5,
-            "clientConfig": {"url": format!("https://127.0.0.1:{port}/mutate/virtualmachineinstances")},
-            "rules": [{"apiGroups": ["kubevirt.io"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["virtualmachineinstances"]}],
-        }],
+        "webhooks": [webhook("virtualmachineinstances", &["CREATE"]), webhook("virtualmachines", &["CREATE", "UPDATE"])],
     }))
     .unwrap()
 }
@@ -411,4 +414,61 @@ async fn integration_new_instances_are_completed_and_served_in_two_versions() {
         "{}",
         refused.message
     );
+}
+
+#[tokio::test]
+async fn integration_machines_are_completed_and_do_not_drift() {
+    let setup = Setup::start().await;
+    let text = |name: &str, devices: &str, machine: &str| {
+        format!(
+            "kind: VirtualMachine\napiVersion: kubevirt.io/v1\nmetadata: {{name: {name}, namespace: org-acme}}\n\
+             spec: {{runStrategy: Halted, template: {{spec: {{domain: {{\
+             {machine}devices: {{{devices}}}, memory: {{guest: 64Mi}}}}}}}}}}\n"
+        )
+    };
+    // Server-side apply, the same again, a change of one's own, and a gap that is filled by oneself: without force.
+    let params = PatchParams::apply("gitops");
+    let apply = async |text: &str| {
+        let object = manifest(text);
+        let patch = Patch::Apply(&object);
+        setup.objects(&object).patch("applied", &params, &patch).await.unwrap()
+    };
+    let plain = text("applied", "", "");
+    let first = apply(&plain).await;
+    let domain = &first.data["spec"]["template"]["spec"]["domain"];
+    assert_eq!(first.data["spec"]["template"]["spec"]["architecture"], "amd64");
+    assert_eq!(domain["machine"]["type"], "q35");
+    assert!(domain["firmware"]["uuid"].is_string() && domain["firmware"]["serial"].is_string());
+    assert_eq!(domain.get("cpu"), None, "the rest is for its instances");
+    assert_eq!(apply(&plain).await.resource_version(), first.resource_version());
+    let changed = apply(&text("applied", "rng: {}", "")).await;
+    let firmware = |machine: &DynamicObject| machine.data["spec"]["template"]["spec"]["domain"]["firmware"].clone();
+    assert_eq!(firmware(&changed), domain["firmware"]);
+    let chosen = apply(&text("applied", "rng: {}", "machine: {type: pc-q35-7.2}, ")).await;
+    assert_eq!(
+        chosen.data["spec"]["template"]["spec"]["domain"]["machine"]["type"],
+        "pc-q35-7.2"
+    );
+
+    // The same with kubectl, whose apply is a patch of its own making.
+    let file = setup.plane.directory().join("machine.yaml");
+    let file = file.to_str().unwrap();
+    let kubectl = |arguments: &[&str]| {
+        let output = setup.plane.kubectl(arguments).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    std::fs::write(file, text("patched", "", "")).unwrap();
+    assert!(kubectl(&["apply", "-f", file]).contains("created"));
+    assert!(kubectl(&["apply", "-f", file]).contains("unchanged"));
+    let created = setup.stored(&manifest(&text("patched", "", ""))).await.unwrap();
+    // A whole object without what was filled is still the same computer.
+    std::fs::write(file, text("patched", "rng: {}", "")).unwrap();
+    kubectl(&["replace", "-f", file]);
+    let replaced = setup.stored(&created).await.unwrap();
+    assert_eq!(firmware(&replaced), firmware(&created));
+    assert_eq!(replaced.data["spec"]["template"]["spec"]["architecture"], "amd64");
+    // Nothing about the template changes with a label.
+    kubectl(&["label", "-n", "org-acme", "virtualmachine/patched", "a=b"]);
+    assert_eq!(setup.stored(&created).await.unwrap().data, replaced.data);
 }

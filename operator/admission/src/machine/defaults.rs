@@ -6,9 +6,11 @@
 use kubernest_crds::quantity::Quantity;
 use serde_json::{Map, Value, json};
 
-/// KubeVirt's default architecture, machine and processor.
-const ARCHITECTURE: &str = "amd64";
-const MACHINE: &str = "q35";
+/// KubeVirt's default architecture.
+pub const ARCHITECTURE: &str = "amd64";
+/// KubeVirt's default machine.
+pub const MACHINE: &str = "q35";
+/// KubeVirt's default processor.
 const CPU_MODEL: &str = "host-model";
 /// Bus of a disk that names none.
 const BUS: &str = "sata";

@@ -4,6 +4,7 @@
 
 mod annotations;
 mod cloudinit;
+mod complete;
 mod credentials;
 mod defaults;
 mod dhcp;
@@ -18,6 +19,7 @@ mod resources;
 mod settings;
 mod volumes;
 
+pub use complete::complete;
 pub use defaults::{BRIDGE, fill as fill_defaults};
 pub use guard::guard;
 use kubernest_crds::kubevirt::v1::{VirtualMachineInstanceSpec, VirtualMachineSpec, run_strategy};
