@@ -25,8 +25,6 @@ pub struct Launch {
     /// The VMI's interfaces, in its order; the CNI plugin has made one tap for each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<TapInterface>,
-    /// Memory in bytes that the pod may use beyond the guest's own; bounds the translation cache.
-    pub overhead_bytes: u64,
 }
 
 /// What executes the guest's instructions.

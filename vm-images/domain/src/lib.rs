@@ -5,6 +5,7 @@
 //! [`Launch`], [`paths`] and [`Termination`] from here, the launcher the rest.
 
 pub mod control;
+pub mod emulation;
 pub mod fat;
 pub mod launch;
 pub mod machine;

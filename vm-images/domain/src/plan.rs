@@ -15,16 +15,12 @@ use kubernest_crds::quantity::Quantity;
 
 use crate::machine::{Clock, Cpu, Firmware, Kernel, Machine, Topology};
 use crate::processors::{self, CpuSet, Pinning, Processors};
-use crate::{Accelerator, Launch, paths, xml};
+use crate::{Accelerator, Launch, emulation, paths, xml};
 
 /// CPU model under TCG: the newest whose instructions TCG translates cheaply (measured against `max` and `qemu64`).
 pub const TCG_CPU: &str = "Nehalem";
 /// Seconds from power button to destruction when the VMI says nothing (KubeVirt's default).
 pub const DEFAULT_GRACE_SECONDS: u64 = 30;
-/// Bounds of TCG's translation cache in MiB.
-const TRANSLATION_CACHE_MIB: std::ops::RangeInclusive<u64> = 32..=256;
-/// What libvirtd, launcher and qemu without its translation cache need beyond the guest's memory, in MiB.
-const FIXED_OVERHEAD_MIB: u64 = 160;
 const MIB: u64 = 1 << 20;
 
 /// Why a VirtualMachineInstance can't become a domain; each names the field.
@@ -111,6 +107,7 @@ pub fn machine(launch: &Launch, processors: &Processors) -> Result<Machine, Plan
     let devices = &domain.devices;
     let firmware = domain.firmware.clone().unwrap_or_default();
     let topology = topology(domain.cpu.as_ref())?;
+    let memory = memory(domain)?;
     let machine = Machine {
         name: format!("{namespace}_{name}"),
         uuid: uuid(&firmware)?,
@@ -121,14 +118,12 @@ pub fn machine(launch: &Launch, processors: &Processors) -> Result<Machine, Plan
             .transpose()?,
         accelerator: launch.accelerator,
         machine_type: machine_type(domain)?,
-        memory: memory(domain)?,
+        memory,
         topology,
         pinning: pinning(launch, topology, processors)?,
         cpu: cpu(launch.accelerator, domain.cpu.as_ref())?,
         cpu_features: hardware::cpu_features(domain.cpu.as_ref())?,
-        translation_cache_mib: (launch.overhead_bytes / MIB)
-            .saturating_sub(FIXED_OVERHEAD_MIB)
-            .clamp(*TRANSLATION_CACHE_MIB.start(), *TRANSLATION_CACHE_MIB.end()),
+        translation_cache_mib: emulation::translation_cache_bytes(memory) / MIB,
         acpi: domain
             .features
             .as_ref()
@@ -147,7 +142,9 @@ pub fn machine(launch: &Launch, processors: &Processors) -> Result<Machine, Plan
         tablets: hardware::tablets(devices)?,
         rng: devices.rng.is_some(),
         balloon: devices.autoattach_mem_balloon.unwrap_or(true),
-        free_page_reporting: annotation(launch, labels::FREE_PAGE_REPORTING_DISABLED) != Some("true"),
+        // A guest with processors of its own is spared all work that it was not asked for.
+        free_page_reporting: launch.dedicated().is_none()
+            && annotation(launch, labels::FREE_PAGE_REPORTING_DISABLED) != Some("true"),
         watchdog: watchdog(domain)?,
         grace_seconds: match spec.termination_grace_period_seconds {
             None => DEFAULT_GRACE_SECONDS,

@@ -16,7 +16,6 @@ fn launch(accelerator: &str, patch: Value) -> Launch {
             "spec": { "domain": { "memory": { "guest": "512Mi" }, "devices": {} } },
         },
         "accelerator": accelerator,
-        "overheadBytes": 256u64 << 20,
     });
     merge(&mut document, patch);
     Launch::parse(&document.to_string()).unwrap()
@@ -342,7 +341,7 @@ fn plan_guest_keeps_what_it_frees_where_it_is_asked_to() {
         let patch = json!({ "vmi": { "metadata": { "annotations": annotations } } });
         let mut asked = node();
         merge(&mut asked, patch);
-        plan::machine(&launch("tcg", asked)).unwrap().free_page_reporting
+        planned(&launch("tcg", asked)).unwrap().free_page_reporting
     };
     assert_eq!((reports("true"), reports("false")), (false, true));
 }

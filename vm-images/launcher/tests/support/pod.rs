@@ -312,6 +312,5 @@ fn launch(then: &str) -> Value {
         "interfaces": [
             { "name": "default", "kind": "masquerade", "tap": "tap0", "mac": "02:00:00:00:00:01", "mtu": 1450 },
         ],
-        "overheadBytes": 256u64 << 20,
     })
 }

@@ -63,7 +63,6 @@ pub fn launcher_pod(
         accelerator,
         volumes: machine.claims.clone(),
         interfaces: networks::taps(&machine.nics),
-        overhead_bytes: overhead,
     };
     let mounted = volumes::mounted(machine, pair);
     let probed = spec.readiness_probe.is_some() || spec.liveness_probe.is_some();

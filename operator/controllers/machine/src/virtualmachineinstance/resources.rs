@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
 use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, VirtualMachineInstanceSpec};
 use kubernest_crds::labels;
-use kubernest_domain::Accelerator;
+use kubernest_domain::{Accelerator, emulation};
 
 use super::validate::Machine;
 use crate::Emulation;
@@ -28,17 +28,6 @@ const QEMU: u64 = 60 * MIB;
 const LAUNCHER: u64 = 20 * MIB;
 /// virtiofsd, for each shared file system: 5 MiB.
 const VIRTIOFSD: u64 = 8 * MIB;
-/// Translation cache of qemu's emulator (TCG) as a share of the guest's memory: larger guests run larger programs, and a
-/// cache that is too small is flushed over and over. A control plane of 2 GiB takes 25 s to /readyz with 256 MiB as with
-/// 512, 33 s with 64.
-const TRANSLATION_CACHE_SHARE: u64 = 8;
-/// The cache of the smallest and of the largest guests.
-const TRANSLATION_CACHE: std::ops::RangeInclusive<u64> = 32 * MIB..=256 * MIB;
-/// What qemu keeps of the blocks in that cache, trees and a hash table: 50 MiB for 256 MiB of them.
-const TRANSLATED_BLOCKS: u64 = 48 * MIB;
-/// Under TCG the launcher caps the cache at the overhead less this (`kubernest-domain`, `plan.rs`): asking for less would
-/// not spare memory but flush the cache, and slow the guest down.
-const RESERVED_UNDER_TCG: u64 = 160 * MIB;
 /// Page tables take 8 bytes for each 4 KiB page of guest memory.
 const PAGE_TABLE_SHARE: u64 = 512;
 /// More for pods whose memory is limited: what the kernel counts as theirs and gives back late, or not at all, would have them
@@ -48,17 +37,12 @@ const LIMITED: u64 = 100 * MIB;
 const MILLI_CPU_PER_VCPU: u64 = 1000 / 10;
 
 /// Memory in bytes that a launcher pod needs beyond its guest's, rounded up to a MiB:
-/// `libvirtd + qemu + launcher + virtiofsd × shares + guest / 512`; if emulated, the
-/// translation cache and what qemu keeps of its blocks on top, and at least what the launcher reserves.
+/// `libvirtd + qemu + launcher + virtiofsd × shares + guest / 512`; what [emulation] costs on top.
 pub fn overhead_bytes(guest_bytes: u64, shares: u64, accelerator: Accelerator) -> u64 {
     let processes = LIBVIRTD + QEMU + LAUNCHER + VIRTIOFSD * shares + guest_bytes / PAGE_TABLE_SHARE;
     let bytes = match accelerator {
         Accelerator::Kvm => processes,
-        Accelerator::Tcg => {
-            let cache = guest_bytes / TRANSLATION_CACHE_SHARE;
-            (processes + TRANSLATED_BLOCKS).max(RESERVED_UNDER_TCG)
-                + cache.clamp(*TRANSLATION_CACHE.start(), *TRANSLATION_CACHE.end())
-        }
+        Accelerator::Tcg => processes + emulation::overhead_bytes(guest_bytes),
     };
     bytes.next_multiple_of(MIB)
 }
