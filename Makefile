@@ -23,6 +23,7 @@ help: ## Show this
 .PHONY: deps
 deps: ## Install what is needed, by package name (root)
 	@$(step) deps tests/tools/deps
+	@tests/tools/own-target
 
 .PHONY: components
 components: deps ## Build the upstream parts (Kubernetes, etcd, containerd …)
