@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod dhcp;
 pub mod domain;
+pub mod guest_agent;
 pub mod guest_network;
 pub mod virtualmachine;
 pub mod virtualmachineinstance;
@@ -26,6 +27,7 @@ pub mod v1 {
     pub use super::clock::*;
     pub use super::dhcp::*;
     pub use super::domain::*;
+    pub use super::guest_agent::*;
     pub use super::guest_network::*;
     pub use super::virtualmachine::*;
     pub use super::virtualmachineinstance::*;

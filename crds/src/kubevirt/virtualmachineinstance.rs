@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use super::domain::DomainSpec;
+use super::guest_agent::GuestOsInfo;
 use super::volume::{Network, Volume};
 
 /// Finalizer of an instance: held until its process is surely gone.
@@ -184,11 +185,17 @@ pub struct SshPublicKeyPropagation {
 #[serde(rename_all = "camelCase")]
 pub struct ByCloudInit {}
 
-/// A question that the kubelet asks at the pod's address; a masquerade interface leads it to the guest. Exactly one of the
-/// questions.
+/// A question to the guest; exactly one of them. The kubelet asks `httpGet` and `tcpSocket` at the pod's address, and a
+/// masquerade interface leads them to the guest; `exec` and `guestAgentPing` go through the guest agent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Probe {
+    /// Does a command in the guest exit with 0? One that outlasts `timeoutSeconds` counts as failed and runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exec: Option<GuestExec>,
+    /// Does the guest agent answer? That of a guest that was paused by a user counts as answering.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_agent_ping: Option<GuestAgentPing>,
     /// Does a GET succeed?
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_get: Option<HTTPGetAction>,
@@ -211,6 +218,26 @@ pub struct Probe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_threshold: Option<i32>,
 }
+
+impl Probe {
+    /// Whether it goes through the guest agent.
+    pub fn asks_the_agent(&self) -> bool {
+        self.exec.is_some() || self.guest_agent_ping.is_some()
+    }
+}
+
+/// What is run in the guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestExec {
+    /// A program in the guest and its arguments; no shell reads them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+}
+
+/// The agent is asked whether it is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GuestAgentPing {}
 
 /// What the controller saw last.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -243,6 +270,9 @@ pub struct VirtualMachineInstanceStatus {
     /// Volumes, in the order of the spec.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volume_status: Vec<VolumeStatus>,
+    /// The guest's operating system, as its agent told when it connected; gone when the agent is.
+    #[serde(rename = "guestOSInfo", skip_serializing_if = "Option::is_none")]
+    pub guest_os_info: Option<GuestOsInfo>,
     /// Quality of service class of the launcher pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub qos_class: Option<String>,

@@ -94,13 +94,20 @@ fn probes(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
             (format!("{at}.tcpSocket"), probe.tcp_socket.is_some()),
         ];
         let set: Vec<_> = set.into_iter().filter(|(_, set)| *set).collect();
-        if set.len() > 1 {
+        let through_the_agent = usize::from(probe.exec.is_some()) + usize::from(probe.guest_agent_ping.is_some());
+        let kinds = set.len() + through_the_agent;
+        if kinds > 1 {
             report.invalid(&at, format!("{at} must have exactly one probe type set"));
         }
-        if set.is_empty() && !report.mentions_below(&at) {
+        if kinds == 0 && !report.mentions_below(&at) {
             let message =
                 format!("either {at}.tcpSocket, {at}.exec or {at}.httpGet must be set if a {at} is specified");
             report.add(reasons::REQUIRED, &at, message);
+        }
+        // KubeVirt leaves it to the API server, which refuses the pod.
+        if probe.exec.as_ref().is_some_and(|exec| exec.command.is_empty()) {
+            let field = format!("{at}.exec.command");
+            report.add(reasons::REQUIRED, &field, format!("{field}: Required value"));
         }
         // The kubelet would ask it from the node's own network, past all that keeps tenants apart.
         let hosts = [
