@@ -2,8 +2,15 @@
 //!
 //! HTTP/1.1 over TLS on [`crate::paths::CONTROL_PORT`]. Streams are upgrades (RFC 9110, section 7.8) to
 //! [`STREAM_PROTOCOL`]: after `101 Switching Protocols` raw bytes flow both ways until one side closes. Commands are PUT
-//! without a body. 200 is done; 409 with a sentence as plain text is refused because of the guest's state; other codes
+//! without a body. Questions are GET, answered in JSON of at most [`ANSWER_BYTES`]. 200 is done; 409 with a sentence as plain text is refused because of the guest's state; other codes
 //! are faults, with a sentence too.
+
+use std::time::Duration;
+
+pub use kubernest_crds::kubevirt::v1::{
+    GuestAgentCommand, GuestAgentInfo, GuestDisk, GuestFileSystem, GuestList, GuestOsInfo, GuestUser,
+};
+use serde::{Deserialize, Serialize};
 
 /// `Upgrade:` of the streams.
 pub const STREAM_PROTOCOL: &str = "kubernest-stream";
@@ -21,10 +28,38 @@ pub const SCREENSHOT_BYTES: u64 = 16 << 20;
 pub const PAUSE: &str = "/v1/pause";
 /// PUT: they go on.
 pub const UNPAUSE: &str = "/v1/unpause";
-/// PUT: the guest is asked by ACPI to reboot.
+/// PUT: the guest is asked to reboot, through its agent or by ACPI.
 pub const SOFT_REBOOT: &str = "/v1/softreboot";
 /// PUT: the guest is reset as by its button; nothing is asked. A paused one stays paused.
 pub const RESET: &str = "/v1/reset";
+
+/// GET: [`AgentState`] as soon as it is another than that of [`AGENT_SEEN`], or after [`AGENT_WAIT`].
+pub const AGENT: &str = "/v1/agent";
+/// Query of [`AGENT`] (`seen=3`): the revision that is known.
+pub const AGENT_SEEN: &str = "seen";
+/// How long an answer to [`AGENT`] waits for news.
+pub const AGENT_WAIT: Duration = Duration::from_secs(300);
+/// GET: all that the guest agent tells, `GuestAgentInfo`.
+pub const GUEST_INFO: &str = "/v1/agent/info";
+/// GET: who is logged in, a list of `GuestUser`.
+pub const GUEST_USERS: &str = "/v1/agent/users";
+/// GET: what is mounted, a list of `GuestFileSystem`.
+pub const GUEST_FILE_SYSTEMS: &str = "/v1/agent/filesystems";
+/// Most bytes of an answer in JSON.
+pub const ANSWER_BYTES: usize = 512 << 10;
+
+/// Whether a guest agent is connected.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentState {
+    /// Counts what has changed in this launcher's life.
+    pub revision: u64,
+    /// The guest has opened its end of the channel.
+    pub connected: bool,
+    /// What it runs, if its agent has told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<GuestOsInfo>,
+}
 
 /// Files of the launcher's key pair, and of those that it lets in, below [`crate::paths::CONTROL_TLS`]; keys of the Secret.
 pub mod files {
@@ -49,6 +84,8 @@ pub const PAUSED: &str = "VMI is paused";
 pub const NOT_RUNNING: &str = "VMI is not running";
 /// Conflict: the guest has no way to be asked (KubeVirt's sentence).
 pub const NO_ACPI: &str = "VMI neither have the agent connected nor the ACPI feature enabled";
+/// Conflict: nobody in the guest can be asked (KubeVirt's sentence).
+pub const NO_AGENT: &str = "VMI does not have guest agent connected";
 /// Conflict: a command waits for libvirt; one is carried out at a time.
 pub const BUSY: &str = "another command is being carried out";
 /// Conflict: another session is open and shall stay.

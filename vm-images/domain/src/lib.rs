@@ -11,6 +11,7 @@ pub mod launch;
 pub mod machine;
 pub mod paths;
 pub mod plan;
+pub mod probe;
 pub mod processors;
 pub mod termination;
 pub mod xml;

@@ -4,6 +4,10 @@
 pub const LAUNCHER_ID: u32 = 107;
 /// Writable emptyDir: home, sockets, overlays.
 pub const RUN: &str = "/run/kubernest";
+/// The launcher in its image; the kubelet runs it where a probe goes through the guest agent, see [`crate::probe`].
+pub const LAUNCHER: &str = "/usr/local/bin/kubernest-launcher";
+/// Socket on which the launcher answers those probes, below [`RUN`].
+pub const PROBE_SOCKET: &str = "/run/kubernest/probe.sock";
 /// Files made at start (overlays, empty disks, cloud-init images), below [`RUN`].
 pub const DISKS: &str = "/run/kubernest/disks";
 /// OVMF's program in the launcher image (Debian's package `ovmf`).

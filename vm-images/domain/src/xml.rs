@@ -15,6 +15,12 @@ pub const SERIAL_SOCKET: &str = "/run/kubernest/serial.sock";
 /// Socket on which qemu serves the screen.
 pub const VNC_SOCKET: &str = "/run/kubernest/vnc.sock";
 
+/// Socket through which libvirt speaks with the guest agent. Named here, as libvirt's own choice has the domain's name in
+/// it and would be too long for a socket's address.
+pub const AGENT_SOCKET: &str = "/run/kubernest/agent.sock";
+/// The channel's name in the guest, which agents look for (libvirt emits events for this one only).
+const AGENT_CHANNEL: &str = "org.qemu.guest_agent.0";
+
 /// The domain as libvirt reads it.
 pub fn domain(machine: &Machine) -> String {
     let kind = match machine.accelerator {
@@ -294,6 +300,18 @@ fn devices(machine: &Machine) -> Element {
         devices.push(el("memballoon").attr("model", "none"));
     }
     devices.push(el("panic").attr("model", "isa"));
+    // The last: who had a slot before there were agents keeps it.
+    let ports = el("controller")
+        .attr("type", "virtio-serial")
+        .attr("index", 0)
+        .attr("model", "virtio-non-transitional");
+    devices.push(ports.with(slots.next()));
+    devices.push(
+        el("channel")
+            .attr("type", "unix")
+            .with(el("source").attr("mode", "bind").attr("path", AGENT_SOCKET))
+            .with(el("target").attr("type", "virtio").attr("name", AGENT_CHANNEL)),
+    );
     devices
 }
 
@@ -419,8 +437,9 @@ impl Slots {
     }
 }
 
-/// Most disks, shares and interfaces together that fit beside the fixed devices (scsi, usb, video, watchdog, rng, balloon).
-pub const MAX_PCI_DEVICES: usize = Slots::COUNT - 6;
+/// Most disks, shares and interfaces together that fit beside the fixed devices (scsi, usb, video, watchdog, rng, balloon,
+/// agent).
+pub const MAX_PCI_DEVICES: usize = Slots::COUNT - 7;
 
 /// Device names in the order of disks: `vda`, `vdb` … `sda`, `sdb` …
 #[derive(Default)]

@@ -27,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use self::peers::{Peers, Place};
+use crate::agent::Agent;
 use crate::camera::Camera;
 use crate::chain;
 use crate::console::Console;
@@ -66,6 +67,8 @@ pub struct Backend {
     pub console: Option<Console>,
     /// qemu's VNC socket, if the machine has a screen.
     pub screen: Option<Screen>,
+    /// The guest's agent.
+    pub agent: Agent,
     /// To the domain's owner.
     pub commands: mpsc::Sender<Command>,
 }

@@ -1,4 +1,5 @@
-//! libvirt, as little of it as needed: connect, create, pause, power button, reset, destroy, screen, lifecycle events.
+//! libvirt, as little of it as needed: connect, create, pause, power button, reset, destroy, screen, the guest's agent,
+//! events.
 //!
 //! Calls block (they are remote procedure calls to libvirtd): the supervisor makes them on threads of their own. The
 //! event loop has one too, for the life of the process. Nothing here decides anything.
@@ -6,10 +7,12 @@
 use std::ffi::{c_int, c_void};
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use virt::connect::Connect;
 use virt::domain::Domain;
+use virt::error::ErrorNumber;
 use virt::stream::Stream;
 
 use crate::state::{Cause, Gone, Input};
@@ -27,7 +30,7 @@ pub enum HypervisorError {
     #[error("connecting")]
     Connect(#[source] virt::error::Error),
     /// Event registration.
-    #[error("registering for lifecycle events")]
+    #[error("registering for events")]
     Register(#[source] virt::error::Error),
     /// The domain.
     #[error("creating the domain")]
@@ -47,6 +50,15 @@ pub enum HypervisorError {
     /// Reset.
     #[error("resetting the domain")]
     Reset(#[source] virt::error::Error),
+    /// The guest agent.
+    #[error("asking the guest agent")]
+    Agent(#[source] virt::error::Error),
+    /// The guest agent does not answer, or not in time.
+    #[error("the guest agent does not answer")]
+    AgentSilent(#[source] virt::error::Error),
+    /// The domain's state.
+    #[error("asking whether the domain is paused")]
+    State(#[source] virt::error::Error),
     /// Destruction.
     #[error("destroying the domain")]
     Destroy(#[source] virt::error::Error),
@@ -100,37 +112,53 @@ impl Hypervisor {
 
     /// Sends what happens to domains of this connection, from now on.
     pub fn subscribe(&self, events: mpsc::UnboundedSender<Input>) -> Result<(), HypervisorError> {
-        let opaque = Box::into_raw(Box::new(events)).cast::<c_void>();
+        type Callback =
+            unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int;
         // SAFETY: libvirt's C API takes every event's callback as one generic type and, for LIFECYCLE, calls it with
         // the signature of `virConnectDomainEventCallback` (libvirt-domain.h), which `on_lifecycle` has; both are
         // function pointers, so of one size.
-        let callback = unsafe {
-            std::mem::transmute::<
-                unsafe extern "C" fn(
-                    virt_sys::virConnectPtr,
-                    virt_sys::virDomainPtr,
-                    c_int,
-                    c_int,
-                    *mut c_void,
-                ) -> c_int,
-                unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, *mut c_void),
-            >(on_lifecycle)
-        };
+        let callback = unsafe { std::mem::transmute::<Callback, AnyCallback>(on_lifecycle) };
+        // SAFETY: `on_lifecycle` takes the opaque pointer for what is boxed here, and `free` drops just that.
+        unsafe { self.register(virt_sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, callback, events) }
+    }
+
+    /// Says whether the guest agent is connected, from now on. The guest may change that as often as it likes: only the
+    /// last is kept.
+    pub fn subscribe_agent(&self, connected: watch::Sender<bool>) -> Result<(), HypervisorError> {
+        type Callback =
+            unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, c_int, c_int, *mut c_void);
+        // SAFETY: as above, for AGENT_LIFECYCLE with `virConnectDomainEventAgentLifecycleCallback`.
+        let callback = unsafe { std::mem::transmute::<Callback, AnyCallback>(on_agent) };
+        // SAFETY: `on_agent` takes the opaque pointer for what is boxed here, and `free` drops just that.
+        unsafe { self.register(virt_sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, callback, connected) }
+    }
+
+    /// Registers for an event of all domains.
+    ///
+    /// # Safety
+    /// `callback` must have the signature of this event's, and take its opaque pointer for a `T` that it borrows.
+    unsafe fn register<T: Send + 'static>(
+        &self,
+        event: virt_sys::virDomainEventID,
+        callback: AnyCallback,
+        listener: T,
+    ) -> Result<(), HypervisorError> {
+        let opaque = Box::into_raw(Box::new(listener)).cast::<c_void>();
         // SAFETY: the connection is alive as `self` holds a reference to it; a null domain means all domains; `opaque`
-        // stays valid until libvirt calls `free_sender` on it, once, when the callback is deregistered.
+        // stays valid until libvirt calls `free` on it, once, when the callback is deregistered.
         let id = unsafe {
             virt_sys::virConnectDomainEventRegisterAny(
                 self.connect.as_ptr(),
                 std::ptr::null_mut(),
-                virt_sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE as c_int,
+                event as c_int,
                 Some(callback),
                 opaque,
-                Some(free_sender),
+                Some(free::<T>),
             )
         };
         if id < 0 {
             // SAFETY: on failure libvirt has not taken `opaque`.
-            unsafe { free_sender(opaque) };
+            unsafe { free::<T>(opaque) };
             return Err(HypervisorError::Register(virt::error::Error::last_error()));
         }
         Ok(())
@@ -184,6 +212,39 @@ impl Guest {
     /// Resets the guest as its button would.
     pub fn reset(&self) -> Result<(), HypervisorError> {
         self.domain.reset().map(drop).map_err(HypervisorError::Reset)
+    }
+
+    /// Has the guest's agent reboot it. The guest may be gone before it can answer; one whose agent does not answer at all
+    /// is asked by ACPI, if it can hear that.
+    pub fn reboot_by_agent(&self, acpi: bool) -> Result<(), HypervisorError> {
+        let asked = self.domain.reboot(virt_sys::VIR_DOMAIN_REBOOT_GUEST_AGENT);
+        match asked.map_err(agent_error) {
+            Err(HypervisorError::AgentSilent(_)) if acpi => self.reboot(),
+            other => other,
+        }
+    }
+
+    /// Has the guest's agent shut it down.
+    pub fn shut_down_by_agent(&self) -> Result<(), HypervisorError> {
+        let flags = virt_sys::VIR_DOMAIN_SHUTDOWN_GUEST_AGENT;
+        self.domain.shutdown_flags(flags).map(drop).map_err(agent_error)
+    }
+
+    /// Asks the guest's agent a question of its protocol; its answer is the guest's own word. libvirt greets the agent
+    /// before, for which it has 5 s of its own; it reads 10 MiB at most of an answer (`QEMU_AGENT_MAX_RESPONSE`) and
+    /// hands on 4 MiB (`REMOTE_STRING_MAX`).
+    pub fn ask_agent(&self, question: &str, limit: Duration) -> Result<String, HypervisorError> {
+        let seconds = i32::try_from(limit.as_secs().max(1)).unwrap_or(i32::MAX);
+        self.domain
+            .qemu_agent_command(question, seconds, 0)
+            .map_err(agent_error)
+    }
+
+    /// Whether its processors stand still because somebody wanted it.
+    pub fn is_paused_by_user(&self) -> Result<bool, HypervisorError> {
+        let (state, reason) = self.domain.get_state().map_err(HypervisorError::State)?;
+        let reason = u32::try_from(reason).ok();
+        Ok(state == virt_sys::VIR_DOMAIN_PAUSED && reason == Some(virt_sys::VIR_DOMAIN_PAUSED_USER))
     }
 
     /// What the domain has used so far, with its disks and network cards by libvirt's names.
@@ -254,6 +315,13 @@ impl Drop for Screenshot {
     }
 }
 
+fn agent_error(error: virt::error::Error) -> HypervisorError {
+    match error.code() {
+        ErrorNumber::AgentUnresponsive | ErrorNumber::AgentUnsynced => HypervisorError::AgentSilent(error),
+        _ => HypervisorError::Agent(error),
+    }
+}
+
 /// What a domain has used since it was created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Usage {
@@ -269,10 +337,28 @@ pub struct Usage {
     pub nics: Vec<[[u64; 4]; 2]>,
 }
 
-/// Frees what [`Hypervisor::subscribe`] gave away.
-unsafe extern "C" fn free_sender(opaque: *mut c_void) {
+/// libvirt's `virConnectDomainEventGenericCallback`, which stands for that of each event.
+type AnyCallback = unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, *mut c_void);
+
+/// Frees what [`Hypervisor::register`] gave away.
+unsafe extern "C" fn free<T>(opaque: *mut c_void) {
     // SAFETY: `opaque` came from `Box::into_raw` of this very type and is freed once.
-    drop(unsafe { Box::from_raw(opaque.cast::<mpsc::UnboundedSender<Input>>()) });
+    drop(unsafe { Box::from_raw(opaque.cast::<T>()) });
+}
+
+/// libvirt's `virConnectDomainEventAgentLifecycleCallback`.
+unsafe extern "C" fn on_agent(
+    _: virt_sys::virConnectPtr,
+    _: virt_sys::virDomainPtr,
+    state: c_int,
+    reason: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: `opaque` is the box of `subscribe_agent`, alive as long as the callback is registered, only ever borrowed.
+    let connected = unsafe { &*opaque.cast::<watch::Sender<bool>>() };
+    tracing::debug!(state, reason, "agent lifecycle");
+    let is = u32::try_from(state).ok() == Some(virt_sys::VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_CONNECTED);
+    connected.send_if_modified(|was| std::mem::replace(was, is) != is);
 }
 
 /// libvirt's `virConnectDomainEventCallback`.

@@ -13,6 +13,7 @@ use kubernest_domain::machine::Machine;
 use kubernest_domain::processors::Processors;
 use kubernest_domain::{LAUNCH_ENV, Launch, ParseLaunchError, Termination, TerminationReason, paths, plan};
 
+pub mod agent;
 pub mod camera;
 mod capabilities;
 pub mod console;
@@ -108,6 +109,9 @@ pub enum LaunchError {
     /// Serial console.
     #[error("listening for the serial console")]
     Console(#[source] std::io::Error),
+    /// Probes through the guest agent.
+    #[error("serving probes")]
+    Probes(#[source] std::io::Error),
     /// DHCP.
     #[error("serving DHCP")]
     Dhcp(#[from] dhcp::server::DhcpError),

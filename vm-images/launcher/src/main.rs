@@ -1,12 +1,22 @@
-//! One pod, one libvirt domain. The container's only process of ours; everything it needs is in its environment.
+//! One pod, one libvirt domain. Everything it needs is in its environment. The kubelet runs it once more for a probe that
+//! goes through the guest agent.
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use kubernest_domain::probe::is_asked;
+use kubernest_launcher::agent::probe::Asked;
 use kubernest_launcher::{Args, run};
 
+fn main() -> ExitCode {
+    if is_asked(std::env::args_os()) {
+        return Asked::parse().run();
+    }
+    machine()
+}
+
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+async fn machine() -> ExitCode {
     let args = Args::parse();
     tracing_subscriber::fmt()
         .json()

@@ -142,13 +142,13 @@ pub enum Refusal {
 /// What the owner does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Press the ACPI power button.
+    /// Press the ACPI power button, and tell the agent, if there is one.
     PowerButton,
     /// Stop the guest's processors: [`Input::Paused`] or [`Input::CommandFailed`].
     Suspend,
     /// Have them go on: [`Input::Resumed`] or [`Input::CommandFailed`].
     Resume,
-    /// Press the power button such that libvirt resets the guest once it is off: [`Input::CommandDone`] or
+    /// Have the agent reboot the guest; without one press the power button such that libvirt resets it once it is off: [`Input::CommandDone`] or
     /// [`Input::CommandFailed`].
     Reboot,
     /// Reset the guest: [`Input::CommandDone`] or [`Input::CommandFailed`].
@@ -204,23 +204,24 @@ impl State {
     /// Before anything has happened.
     pub const NEW: Self = Self::Starting { stop_asked: false };
 
-    /// The next state and what to do. `acpi`: the guest can be asked to shut down at all.
-    pub fn step(self, input: Input, acpi: bool) -> (Self, Vec<Action>) {
+    /// The next state and what to do. `hears`: the guest can be asked to shut down at
+    /// all, by ACPI or through its agent.
+    pub fn step(self, input: Input, hears: bool) -> (Self, Vec<Action>) {
         let carried_out = match self {
             Self::Running(motion) if motion.is_pending() => Some(motion),
             _ => None,
         };
         let (next, mut actions) = match (self, input) {
             (Self::Running(motion), Input::Asked(request)) => {
-                let (motion, action) = motion.asked(request, acpi);
+                let (motion, action) = motion.asked(request, hears);
                 (Self::Running(motion), vec![action])
             }
             (state, Input::Asked(_)) => (state, vec![Action::Answer(Err(Refusal::NotRunning))]),
             (Self::Running(motion), input) => match motion.follow(&input) {
                 Some((motion, actions)) => (Self::Running(motion), actions),
-                None => Self::Running(motion).follow(input, acpi),
+                None => Self::Running(motion).follow(input, hears),
             },
-            (state, input) => state.follow(input, acpi),
+            (state, input) => state.follow(input, hears),
         };
         if let Some(motion) = carried_out
             && !matches!(next, Self::Running(_))
@@ -233,7 +234,7 @@ impl State {
     }
 
     /// What an input leads to that no request is concerned with.
-    fn follow(self, input: Input, acpi: bool) -> (Self, Vec<Action>) {
+    fn follow(self, input: Input, hears: bool) -> (Self, Vec<Action>) {
         use TerminationReason::{GuestCrashed, GuestPaused, GuestShutdown, Stopped};
         match (self, input) {
             (Self::Ended(ending), _) => (Self::Ended(ending), vec![]),
@@ -241,10 +242,10 @@ impl State {
             (Self::Starting { stop_asked: false }, Input::Started { paused }) => {
                 (Self::Running(Motion::at_rest(paused)), vec![Action::Ready(true)])
             }
-            (Self::Starting { stop_asked: true }, Input::Started { paused }) => stop(Motion::at_rest(paused), acpi),
+            (Self::Starting { stop_asked: true }, Input::Started { paused }) => stop(Motion::at_rest(paused), hears),
             (Self::Starting { .. }, Input::StopAsked) => (Self::Starting { stop_asked: true }, vec![]),
 
-            (Self::Running(motion), Input::StopAsked) => stop(motion, acpi),
+            (Self::Running(motion), Input::StopAsked) => stop(motion, hears),
             (Self::Running(_) | Self::Starting { .. }, Input::ShuttingDown) => {
                 (Self::ShuttingDown { asked: false }, vec![Action::Ready(false)])
             }
@@ -325,9 +326,9 @@ impl State {
 }
 
 /// A running guest shall end.
-fn stop(motion: Motion, acpi: bool) -> (State, Vec<Action>) {
+fn stop(motion: Motion, hears: bool) -> (State, Vec<Action>) {
     let paused = motion.needs_resume();
-    match acpi {
+    match hears {
         true => {
             let first = if paused { Action::Resume } else { Action::PowerButton };
             (

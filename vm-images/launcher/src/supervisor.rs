@@ -8,13 +8,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use kubernest_domain::machine::Machine;
-use kubernest_domain::{Accelerator, Termination, xml};
+use kubernest_domain::{Accelerator, Termination, paths, xml};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use self::owner::Owner;
+use crate::agent::{Agent, probe};
 use crate::camera::Camera;
 use crate::console::Console;
 use crate::control::{self, Backend, Command, Screen};
@@ -109,6 +110,7 @@ struct Running {
     events: mpsc::UnboundedReceiver<Input>,
     /// The other end of `events`, for what becomes of commands to libvirt.
     outcomes: mpsc::UnboundedSender<Input>,
+    agent: Agent,
     /// From the control port.
     commands: mpsc::Receiver<Command>,
     console: Option<(Console, JoinHandle<()>)>,
@@ -127,7 +129,11 @@ async fn start(args: &Args, machine: &Machine, ready: watch::Receiver<bool>) -> 
     };
     let camera = Camera::default();
     let (sender, commands) = mpsc::channel(COMMANDS);
+    let (channel, connected) = watch::channel(false);
+    let agent = Agent::new(connected);
+    probe::serve(Path::new(paths::PROBE_SOCKET), agent.clone()).map_err(LaunchError::Probes)?;
     let backend = Backend {
+        agent: agent.clone(),
         console: console.as_ref().map(|(console, _)| console.clone()),
         screen: machine.graphics.then(|| Screen {
             socket: xml::VNC_SOCKET.into(),
@@ -157,6 +163,7 @@ async fn start(args: &Args, machine: &Machine, ready: watch::Receiver<bool>) -> 
     watch_over(&mut helpers, daemon);
     let (outcomes, events) = mpsc::unbounded_channel();
     hypervisor.subscribe(outcomes.clone())?;
+    hypervisor.subscribe_agent(channel)?;
     let (xml, paused) = (xml::domain(machine), machine.start_paused);
     tracing::debug!(xml, "domain");
     let guest = blocking(move || hypervisor.create(&xml, paused)).await?;
@@ -170,10 +177,12 @@ async fn start(args: &Args, machine: &Machine, ready: watch::Receiver<bool>) -> 
     if machine.graphics {
         camera.attach(guest.clone()).map_err(HypervisorError::Thread)?;
     }
+    agent.attach(guest.clone()).map_err(HypervisorError::Thread)?;
     let queue = |name, guest| Queue::start(name, guest).map_err(HypervisorError::Thread);
     Ok(Running {
         end: queue("libvirt-end", guest.clone())?,
         guest: queue("libvirt-commands", guest)?,
+        agent,
         events,
         outcomes,
         commands,
@@ -214,6 +223,8 @@ fn with_qemu_log(mut termination: Termination, domain: &str) -> Termination {
         let said: Vec<_> = tail
             .lines()
             .filter(|line| line.starts_with("20") && !line.ends_with('\\'))
+            // Not the cause of anything: we have asked the guest agent.
+            .filter(|line| !line.contains("is tainted: custom-ga-command"))
             .collect();
         termination.message = format!("{}; qemu's log ends: {}", termination.message, said.join("; "));
     }

@@ -14,6 +14,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use kubernest_domain::{TerminationReason, control};
+use kubernest_launcher::agent::Agent;
 use kubernest_launcher::camera::Camera;
 use kubernest_launcher::console::Console;
 use kubernest_launcher::control::{Backend, Command, Screen, serve};
@@ -28,7 +29,7 @@ use support::client::{Authority, Client, Identity, Stream};
 use support::pod::{Pod, UID};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// The port of a launcher without a domain.
 struct Port {
@@ -51,6 +52,7 @@ impl Port {
             let (commands, asked) = mpsc::channel(1);
             tokio::spawn(own(asked));
             let backend = Backend {
+                agent: Agent::new(watch::channel(false).1),
                 console: Some(Console::listen(&folder.path().join("serial.sock")).unwrap().0),
                 screen: Some(Screen {
                     socket: folder.path().join("vnc.sock"),
@@ -172,6 +174,12 @@ fn control_answers_in_sentences() {
     assert_eq!(client.get(control::CONSOLE).0, 426);
     assert_eq!(client.get(control::VNC).0, 426);
     assert_eq!(client.get(control::SCREENSHOT), sentence(409, control::NOT_RUNNING));
+    // There is no guest whose agent could be asked.
+    let unasked = r#"{"revision":0,"connected":false}"#;
+    assert_eq!(client.get(control::AGENT), sentence(200, unasked));
+    for question in [control::GUEST_INFO, control::GUEST_USERS, control::GUEST_FILE_SYSTEMS] {
+        assert_eq!(client.get(question), sentence(409, control::NO_AGENT));
+    }
     // qemu has no screen yet.
     assert_eq!(
         client.open(control::VNC).err(),

@@ -6,24 +6,26 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, Request as HttpRequest, State};
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, UPGRADE};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, put};
+use axum::{Json, Router};
 use futures::Stream;
 use futures::stream::unfold;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use kubernest_domain::control;
+use kubernest_domain::control::{self, AgentState, GuestList};
+use serde::Serialize;
 use tokio::io::{AsyncWriteExt, copy, split};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::timeout;
 
 use super::{Backend, Command};
+use crate::agent::AgentError;
 use crate::camera::{CameraError, Picture};
 use crate::chain;
 use crate::seat::Place;
@@ -52,6 +54,10 @@ pub(super) fn router(backend: Backend, permit: OwnedSemaphorePermit) -> Router {
         .route(control::CONSOLE, get(console))
         .route(control::VNC, get(vnc))
         .route(control::SCREENSHOT, get(screenshot))
+        .route(control::AGENT, get(agent))
+        .route(control::GUEST_INFO, get(guest_info))
+        .route(control::GUEST_USERS, get(guest_users))
+        .route(control::GUEST_FILE_SYSTEMS, get(guest_file_systems))
         .route(control::PAUSE, command(Request::Pause))
         .route(control::UNPAUSE, command(Request::Unpause))
         .route(control::SOFT_REBOOT, command(Request::SoftReboot))
@@ -83,6 +89,32 @@ async fn carry_out(backend: &Backend, request: Request) -> Response {
     };
     tracing::info!(?request, sentence, "a command was not carried out");
     (status, sentence).into_response()
+}
+
+async fn agent(State(connection): State<Connection>, Query(query): Query<HashMap<String, String>>) -> Json<AgentState> {
+    let seen = query.get(control::AGENT_SEEN).and_then(|seen| seen.parse().ok());
+    Json(connection.backend.agent.news(seen).await)
+}
+
+async fn guest_info(State(connection): State<Connection>) -> Response {
+    told(connection.backend.agent.info().await)
+}
+
+async fn guest_users(State(connection): State<Connection>) -> Response {
+    told(connection.backend.agent.users().await.map(GuestList::from))
+}
+
+async fn guest_file_systems(State(connection): State<Connection>) -> Response {
+    told(connection.backend.agent.file_systems().await.map(GuestList::from))
+}
+
+/// What the guest's agent has said.
+fn told<T: Serialize>(answer: Result<T, AgentError>) -> Response {
+    match answer {
+        Ok(answer) => Json(answer).into_response(),
+        Err(AgentError::NotConnected) => (StatusCode::CONFLICT, control::NO_AGENT).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, chain(&error)).into_response(),
+    }
 }
 
 async fn console(State(connection): State<Connection>, request: HttpRequest) -> Response {

@@ -42,7 +42,7 @@ impl Motion {
     }
 
     /// What a request leads to: a command to libvirt, or its refusal.
-    pub(super) fn asked(self, request: Request, acpi: bool) -> (Self, Action) {
+    pub(super) fn asked(self, request: Request, hears: bool) -> (Self, Action) {
         let refused = |refusal| (self, Action::Answer(Err(refusal)));
         match (self, request) {
             (Self::Pausing | Self::Resuming | Self::Rebooting | Self::Resetting { .. }, _) => refused(Refusal::Busy),
@@ -52,7 +52,7 @@ impl Motion {
             (Self::Moving, Request::Unpause) => refused(Refusal::NotPaused),
             // It can't hear the button; a reset needs no hearing.
             (Self::Paused, Request::SoftReboot) => refused(Refusal::Paused),
-            (Self::Moving, Request::SoftReboot) if !acpi => refused(Refusal::NoAcpi),
+            (Self::Moving, Request::SoftReboot) if !hears => refused(Refusal::NoAcpi),
             (Self::Moving, Request::SoftReboot) => (Self::Rebooting, Action::Reboot),
             (Self::Moving, Request::Reset) => (Self::Resetting { paused: false }, Action::Reset),
             (Self::Paused, Request::Reset) => (Self::Resetting { paused: true }, Action::Reset),

@@ -35,6 +35,8 @@ pub(super) struct Owner<'a> {
     /// When libvirt must have ended qemu.
     destroyed_by: Instant,
     press: Interval,
+    /// The agent was told to shut the guest down.
+    told: bool,
     /// Whose request came with the present input.
     asker: Option<Reply>,
     /// Whose request is being carried out.
@@ -57,6 +59,7 @@ impl<'a> Owner<'a> {
             grace: far,
             destroyed_by: far,
             press: interval_at(far, PRESS_AGAIN),
+            told: false,
             asker: None,
             pending: None,
         }
@@ -70,7 +73,8 @@ impl<'a> Owner<'a> {
         };
         loop {
             tracing::debug!(?state, ?input, "step");
-            let (next, actions) = state.step(input, self.machine.acpi);
+            let hears = self.machine.acpi || self.running.agent.is_connected();
+            let (next, actions) = state.step(input, hears);
             state = next;
             for action in actions {
                 self.carry_out(action);
@@ -87,10 +91,10 @@ impl<'a> Owner<'a> {
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Ready(value) => drop(self.ready.send_replace(value)),
-            Action::PowerButton => self.command(Guest::power_button, |_| None),
+            Action::PowerButton => self.power_off(),
             Action::Suspend => self.command(Guest::suspend, failure),
             Action::Resume => self.command(Guest::resume, failure),
-            Action::Reboot => self.command(Guest::reboot, outcome),
+            Action::Reboot => self.reboot(),
             Action::Reset => self.command(Guest::reset, outcome),
             Action::Answer(answer) => {
                 if let Some(reply) = self.asker.take().or_else(|| self.pending.take()) {
@@ -110,6 +114,36 @@ impl<'a> Owner<'a> {
                 (self.grace, self.press) = (far, interval_at(far, PRESS_AGAIN));
             }
         }
+    }
+
+    /// Presses the power button, and once tells the agent too: either may hear what the other does not.
+    fn power_off(&mut self) {
+        self.command(Guest::power_button, |_| None);
+        if self.running.agent.is_connected() && !std::mem::replace(&mut self.told, true) {
+            self.running.agent.call(|guest| {
+                if let Err(error) = guest.shut_down_by_agent() {
+                    tracing::info!(error = crate::chain(&error), "telling the guest agent to shut down");
+                }
+            });
+        }
+    }
+
+    /// Through the agent if there is one, as KubeVirt does; one that hangs holds up no other command.
+    fn reboot(&self) {
+        if !self.running.agent.is_connected() {
+            return self.command(Guest::reboot, outcome);
+        }
+        let (outcomes, acpi) = (self.running.outcomes.clone(), self.machine.acpi);
+        self.running.agent.call(move |guest| {
+            let result = guest.reboot_by_agent(acpi);
+            if let Err(error) = &result {
+                tracing::warn!(error = crate::chain(error), "rebooting through the guest agent");
+            }
+            if let Some(input) = outcome(result) {
+                // The receiver is gone only when the launcher is ending.
+                let _ = outcomes.send(input);
+            }
+        });
     }
 
     /// Tells libvirt to do something, after all that it was told before. What comes of it arrives as an event;

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kubernest_domain::paths::CONTROL_PORT;
-use kubernest_domain::{Termination, TerminationReason};
+use kubernest_domain::{Termination, TerminationReason, probe};
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -79,7 +79,9 @@ impl Pod {
             fs::create_dir_all(at("run").join(path)).unwrap();
         }
         fs::copy(guest.join("vmlinuz"), at("run/kernel-boot/boot/vmlinuz")).unwrap();
-        fs::copy(guest.join("initrd.img"), at("run/kernel-boot/boot/initrd.img")).unwrap();
+        for initrd in ["initrd.img", "initrd-agent.img"] {
+            fs::copy(guest.join(initrd), at("run/kernel-boot/boot").join(initrd)).unwrap();
+        }
         std::os::unix::fs::chown(at("run/pvcs/data"), Some(107), Some(107)).unwrap();
         fs::write(at("run/volumes/bootstrap/node.json"), r#"{"hello":"guest"}"#).unwrap();
         fs::write(
@@ -218,6 +220,20 @@ impl Pod {
         String::from_utf8(asked.unwrap().stdout).unwrap().trim().to_owned()
     }
 
+    /// What a probe through the guest agent comes to: exit code and output of what the kubelet runs in the pod.
+    pub fn probe(&self, arguments: &[&str]) -> (i32, String) {
+        let user = ["setpriv", "--reuid", "107", "--regid", "107", "--clear-groups"];
+        let asked = Command::new("nsenter")
+            .args(["-m", "-n", "-p", "-t", &self.init().unwrap().to_string()])
+            .args(user)
+            .args(["/run/launcher", probe::SUBCOMMAND])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&asked.stdout).trim_end().to_owned();
+        (asked.status.code().unwrap(), said)
+    }
+
     /// A client of its control port.
     pub fn client(&self, authority: &Authority, identity: Option<&Identity>) -> Client {
         let namespace = format!("/proc/{}/ns/net", self.init().unwrap());
@@ -284,7 +300,7 @@ fn launch(then: &str) -> Value {
                 "domain": {
                     "memory": { "guest": "192Mi" },
                     "firmware": { "kernelBoot": {
-                        "kernelArgs": format!("console=ttyS0 quiet then={then}"),
+                        "kernelArgs": format!("console=ttyS0 quiet no_timer_check then={then}"),
                         "container": { "image": "i", "kernelPath": "/boot/vmlinuz", "initrdPath": "/boot/initrd.img" },
                     } },
                     "devices": {
