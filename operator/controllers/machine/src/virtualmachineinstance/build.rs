@@ -7,15 +7,15 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, EnvVar, HTTPGetAction, LocalObjectReference, Pod, PodSecurityContext, PodSpec, Probe,
-    SeccompProfile, SecurityContext, TCPSocketAction,
+    Capabilities, Container, EnvVar, ExecAction, HTTPGetAction, LocalObjectReference, Pod, PodSecurityContext, PodSpec,
+    Probe, SeccompProfile, SecurityContext, TCPSocketAction,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
 use kube::{Resource, ResourceExt};
 use kubernest_crds::kubevirt::v1::{self as kubevirt, VirtualMachineInstance, VirtualMachineInstanceSpec};
 use kubernest_crds::labels;
-use kubernest_domain::{Accelerator, LAUNCH_ENV, Launch, paths};
+use kubernest_domain::{Accelerator, LAUNCH_ENV, Launch, paths, probe as asked};
 
 use super::validate::Machine;
 use super::{networks, resources, validate, volumes};
@@ -238,8 +238,18 @@ fn startup() -> Probe {
     }
 }
 
+/// Through the agent asks the launcher, by another process of its own; the others ask the guest at the pod's address.
 fn probe(probe: &kubevirt::Probe) -> Probe {
+    let asked = asked::command(probe);
+    // What it takes to start that process is not the guest's time (KubeVirt's second).
+    let timeout_seconds = match asked {
+        Some(_) => i32::try_from(asked::seconds(probe))
+            .ok()
+            .map(|seconds| seconds.saturating_add(1)),
+        None => probe.timeout_seconds,
+    };
     Probe {
+        exec: asked.map(|command| ExecAction { command: Some(command) }),
         // Never of another host: the kubelet asks from the node's own network.
         http_get: probe.http_get.clone().map(|get| HTTPGetAction { host: None, ..get }),
         tcp_socket: probe
@@ -247,7 +257,7 @@ fn probe(probe: &kubevirt::Probe) -> Probe {
             .clone()
             .map(|socket| TCPSocketAction { host: None, ..socket }),
         initial_delay_seconds: probe.initial_delay_seconds,
-        timeout_seconds: probe.timeout_seconds,
+        timeout_seconds,
         period_seconds: probe.period_seconds,
         success_threshold: probe.success_threshold,
         failure_threshold: probe.failure_threshold,

@@ -75,6 +75,8 @@ pub fn status(instance: &VirtualMachineInstance, seen: Seen<'_>, now: Timestamp)
         launcher_address: addressed.and_then(|pod| pod.status.as_ref()?.pod_ip.clone()),
         interfaces,
         volume_status: volume_status(instance),
+        // kubernest-api's, as the condition AgentConnected is.
+        guest_os_info: previous.guest_os_info.filter(|_| !super::is_final(&phase)),
         qos_class: seen
             .pod
             .and_then(|pod| pod.status.as_ref()?.qos_class.clone())
@@ -167,6 +169,7 @@ fn set_conditions(status: &mut VirtualMachineInstanceStatus, seen: Seen<'_>, ove
     if is_over {
         clear(all, POD_SCHEDULED);
         clear(all, vmi_conditions::PAUSED);
+        clear(all, vmi_conditions::AGENT_CONNECTED);
         return;
     }
     set_synchronized(all, seen, now);

@@ -269,6 +269,9 @@ fn check_probes(instance: &VirtualMachineInstance) -> Result<(), Obstacle> {
         if [http, tcp].into_iter().flatten().any(|host| !host.is_empty()) {
             return Err(invalid(format!("spec.{name}"), "host is not supported"));
         }
+        if probe.exec.as_ref().is_some_and(|exec| exec.command.is_empty()) {
+            return Err(invalid(format!("spec.{name}.exec.command"), "must not be empty"));
+        }
     }
     let paused = spec.start_strategy.as_deref() == Some(start_strategy::PAUSED);
     if paused && spec.liveness_probe.is_some() {

@@ -337,6 +337,26 @@ fn build_pod_asks_the_launcher_first_and_then_the_guest() {
 }
 
 #[test]
+fn build_pod_asks_the_agent_through_the_launcher() {
+    let mut probed = instance();
+    probed.spec.readiness_probe = read(json!({"exec": {"command": ["cat", "/run/up"]}, "timeoutSeconds": 5}));
+    probed.spec.liveness_probe = read(json!({"guestAgentPing": {}, "periodSeconds": 30}));
+    let container = built(&probed, Accelerator::Tcg)["spec"]["containers"][0].clone();
+    let launcher = "/usr/local/bin/kubernest-launcher";
+    assert_eq!(
+        container["readinessProbe"],
+        json!({"exec": {"command": [launcher, "probe", "--timeout-seconds", "5", "--", "cat", "/run/up"]},
+            "timeoutSeconds": 6})
+    );
+    assert_eq!(
+        container["livenessProbe"],
+        json!({"exec": {"command": [launcher, "probe", "--timeout-seconds", "1"]}, "timeoutSeconds": 2,
+            "periodSeconds": 30})
+    );
+    assert_eq!(container["startupProbe"]["httpGet"]["path"], "/readyz");
+}
+
+#[test]
 fn build_secret_of_the_control_port_belongs_to_the_instance() {
     let issued = Issued {
         credential: Credential {

@@ -382,6 +382,32 @@ fn status_a_guest_started_paused_is_told_once() {
     assert_eq!(conditions::get(&over.conditions, "Paused"), None);
 }
 
+#[test]
+fn status_keeps_what_the_agent_told_for_as_long_as_the_guest_runs() {
+    let mut instance = in_phase("Running");
+    let told = instance.status.as_mut().unwrap();
+    told.guest_os_info = Some(read(json!({"id": "tiny"})));
+    told.conditions
+        .push(read(json!({"type": "AgentConnected", "status": "True"})));
+    let (told, runs) = (
+        told.clone(),
+        pod(json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}})),
+    );
+    let seen = |pod| Seen {
+        pod: Some(pod),
+        node: NodeState::Up,
+        obstacle: None,
+        emulation: Emulation::Auto,
+    };
+    let agent = |status: &VirtualMachineInstanceStatus| {
+        let condition = conditions::get(&status.conditions, "AgentConnected").cloned();
+        (condition, status.guest_os_info.clone())
+    };
+    assert_eq!(agent(&status(&instance, seen(&runs), now())), agent(&told));
+    let over = pod(json!({"status": {"phase": "Failed"}}));
+    assert_eq!(agent(&status(&instance, seen(&over), now())), (None, None));
+}
+
 #[rstest]
 #[case::over_and_kept_for_its_log(None, 60, json!({"status": {"phase": "Succeeded"}}), None)]
 #[case::over_and_asked(Some(()), 60, json!({"status": {"phase": "Succeeded"}}), Some(75))]

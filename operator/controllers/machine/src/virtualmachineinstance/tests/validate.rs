@@ -58,6 +58,7 @@ fn validate_fills_in_kubevirts_defaults() {
 #[case::negative(json!({"/spec/domain/memory/guest": "-1Gi"}), "spec.domain.memory.guest: must be more than 0")]
 #[case::paused_and_probed(json!({"/spec/startStrategy": "Paused", "/spec/livenessProbe": {"tcpSocket": {"port": 22}}}),
     "spec.startStrategy: Paused with a livenessProbe is not supported")]
+#[case::nothing_to_run(json!({"/spec/readinessProbe": {"exec": {}}}), "spec.readinessProbe.exec.command: must not be empty")]
 #[case::volume(json!({"/spec/volumes/0/name": "other"}), "spec.domain.devices.disks: there is no volume named 'os'")]
 #[case::twice(json!({"/spec/volumes/1/name": "os"}), "spec.volumes[1].name: 'os' is there twice")]
 #[case::source(json!({"/spec/volumes/0/emptyDisk": {"capacity": "1Gi"}}), "spec.volumes[0]: must have exactly one source")]
