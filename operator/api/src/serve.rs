@@ -63,6 +63,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     );
     let believing = tokio::spawn(believing);
     let presets = presets::watch(client.clone(), readiness.clone(), shutdown.clone());
+    let launchers = subresources::launcher::Launchers::new(client.clone(), args.namespace.clone());
+    let agents = subresources::agents::keep(client.clone(), launchers, shutdown.clone());
+    let agents = tokio::spawn(agents);
     let router = routes::router(
         args.installation(),
         args.namespace.clone(),
@@ -90,6 +93,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     shutdown.cancel();
     keeping.await.context("the task that keeps the certificate died")?;
     believing.await.context("the task that watches the front proxy died")?;
+    agents.await.context("the task that watches guest agents died")?;
     outcome.map(|()| ExitCode::SUCCESS)
 }
 

@@ -8,6 +8,7 @@
     reason = "a test; helpers count as production code for clippy"
 )]
 
+mod agents;
 mod support;
 
 use std::sync::Arc;

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    FIELD_MANAGER,
+    FIELD_MANAGER, agents,
     answer::{Failure, Kind},
     launcher::{LauncherError, Launchers},
     lifecycle::is_dry_run,
@@ -78,8 +78,10 @@ impl Instances {
         let (options, unknown) = options::<PauseOptions>(body)?;
         let dry_run = is_dry_run(options.dry_run.as_deref())?;
         let first = self.get().await?;
-        if first.spec.liveness_probe.is_some() {
-            let why = "Pausing VMIs with LivenessProbe is currently not supported";
+        // A ping is answered for a guest that is paused; other probes would have it stopped.
+        let probe = first.spec.liveness_probe.as_ref();
+        if probe.is_some_and(|probe| probe.guest_agent_ping.is_none()) {
+            let why = "Pausing VMIs with a non-GuestAgentPing LivenessProbe is not supported";
             return Err(Failure::forbidden(Kind::Instance, &self.name, why));
         }
         if runs(&first) && is_paused(&first) {
@@ -267,14 +269,17 @@ impl Instances {
         }
     }
 
-    /// GET `guestosinfo`, `userlist`, `filesystemlist`: only a guest agent knows, and none is ever connected, as machines
-    /// have no channel for one.
-    pub async fn guest_agent(&self) -> Result<Response, Failure> {
+    /// GET `guestosinfo`, `userlist`, `filesystemlist`: only a guest agent knows, and it is asked at once.
+    pub async fn guest_agent(&self, subresource: &str) -> Result<Response, Failure> {
         let instance = self.get().await?;
         if !runs(&instance) {
             return Err(self.conflict(control::NOT_RUNNING));
         }
-        Err(self.conflict("VMI does not have guest agent connected"))
+        if !agents::is_connected(&instance) {
+            return Err(self.conflict(control::NO_AGENT));
+        }
+        let asked = agents::ask(&self.launchers, &instance, subresource).await;
+        asked.unwrap_or_else(|error| Err(error.failure(&instance)))
     }
 
     /// Sets or clears the condition, which the operator carries on; false if the status is not what was read any more.
@@ -314,7 +319,8 @@ fn phase_of(instance: &VirtualMachineInstance) -> &str {
     status.and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
-fn runs(instance: &VirtualMachineInstance) -> bool {
+/// Whether its guest runs.
+pub(super) fn runs(instance: &VirtualMachineInstance) -> bool {
     phase_of(instance) == phase::RUNNING
 }
 

@@ -21,6 +21,7 @@ use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
 use kubernest_domain::{control, paths};
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use rustls_pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, pem::PemObject};
+use serde::de::DeserializeOwned;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -39,6 +40,31 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 const ANSWER_BYTES: usize = 4096;
 /// Most bytes of a launcher's that wait for somebody to take them, its headers among them.
 const BUFFER_BYTES: usize = 64 << 10;
+
+/// A connection to a launcher, for one question after the other.
+pub struct Line(http1::SendRequest<Empty<Bytes>>);
+
+impl Line {
+    /// What the launcher answers to a question, within this time.
+    ///
+    /// # Errors
+    /// [`LauncherError`]; the connection is of no use any more.
+    pub async fn ask<T: DeserializeOwned>(&mut self, path: &str, limit: Duration) -> Result<T, LauncherError> {
+        let asked = async {
+            let request = Request::builder().uri(path).header(header::HOST, "launcher");
+            let response = self.0.send_request(request.body(Empty::new())?).await?;
+            if response.status() != StatusCode::OK {
+                return Err(refusal(response).await);
+            }
+            let body = Limited::new(response.into_body(), control::ANSWER_BYTES)
+                .collect()
+                .await;
+            let body = body.map_err(|_| LauncherError::TooLong)?.to_bytes();
+            serde_json::from_slice(&body).map_err(LauncherError::Malformed)
+        };
+        timeout(limit, asked).await.unwrap_or(Err(LauncherError::Slow(limit)))
+    }
+}
 
 /// A stream to a launcher.
 pub type Connection = TokioIo<hyper::upgrade::Upgraded>;
@@ -93,6 +119,12 @@ pub enum LauncherError {
     /// It took too long.
     #[error("the launcher did not answer within {0:?}")]
     Slow(Duration),
+    /// It says more than it may, or was cut off.
+    #[error("the launcher's answer is not whole, or longer than it may be")]
+    TooLong,
+    /// It says something else.
+    #[error("reading the launcher's answer")]
+    Malformed(#[source] serde_json::Error),
     /// HTTP.
     #[error("talking to the launcher")]
     Http(#[from] hyper::Error),
@@ -141,6 +173,37 @@ impl Launchers {
         timeout(COMMAND_LIMIT, commanded)
             .await
             .unwrap_or(Err(LauncherError::Slow(COMMAND_LIMIT)))
+    }
+
+    /// What the launcher of `instance` answers to a question.
+    ///
+    /// # Errors
+    /// [`LauncherError`].
+    pub async fn ask<T: DeserializeOwned>(
+        &self,
+        instance: &VirtualMachineInstance,
+        path: &str,
+    ) -> Result<T, LauncherError> {
+        self.line(instance).await?.ask(path, COMMAND_LIMIT).await
+    }
+
+    /// Opens a connection to the launcher of `instance`.
+    ///
+    /// # Errors
+    /// [`LauncherError`].
+    pub async fn line(&self, instance: &VirtualMachineInstance) -> Result<Line, LauncherError> {
+        let stream = self.connect(instance).await?;
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(BUFFER_BYTES)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        // Ends with the stream, or when the sender is dropped.
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "connection to a launcher ended");
+            }
+        });
+        Ok(Line(sender))
     }
 
     /// Opens a stream to the launcher of `instance`.
@@ -193,17 +256,7 @@ impl Launchers {
         instance: &VirtualMachineInstance,
         request: hyper::http::request::Builder,
     ) -> Result<Response<hyper::body::Incoming>, LauncherError> {
-        let stream = self.connect(instance).await?;
-        let (mut sender, connection) = http1::Builder::new()
-            .max_buf_size(BUFFER_BYTES)
-            .handshake(TokioIo::new(stream))
-            .await?;
-        // Ends with the stream, or when the sender below is dropped.
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "connection to a launcher ended");
-            }
-        });
+        let Line(mut sender) = self.line(instance).await?;
         let request = request.header(header::HOST, "launcher").body(Empty::<Bytes>::new())?;
         Ok(sender.send_request(request).await?)
     }

@@ -6,11 +6,12 @@
 //! Stateless: any replica serves any request, and a stream goes on while the other replica restarts. An error is
 //! answered as a Status before anything is upgraded.
 
+pub mod agents;
 mod answer;
 mod authorize;
 mod discovery;
 mod instance;
-mod launcher;
+pub mod launcher;
 mod lifecycle;
 mod machine;
 pub mod peer;
@@ -244,7 +245,7 @@ impl Subresources {
         let uri: Uri = parts.uri.clone();
         match wanted.subresource.operation {
             Operation::ExpandSpec => self.machines(wanted).expand().await,
-            Operation::GuestAgent => instances.guest_agent().await,
+            Operation::GuestAgent => instances.guest_agent(wanted.subresource.name).await,
             Operation::Console => {
                 let (upgrade, held) = self.stream(wanted, parts).await?;
                 instances.console(upgrade, held).await

@@ -48,7 +48,7 @@ impl Authority {
     }
 
     /// What the launcher of this uid shows.
-    async fn acceptor(&self, uid: &str) -> TlsAcceptor {
+    pub async fn acceptor(&self, uid: &str) -> TlsAcceptor {
         let name = control::server_name(uid);
         let leaf = Leaf::server(&name, vec![San::Dns(name.clone())]);
         let credential = issue(&self.0, &leaf).await.unwrap();
