@@ -116,6 +116,17 @@ impl<'a> Machine<'a> {
         put(&self.outer.client, &self.path(resource, verb), user).await
     }
 
+    /// GET of a subresource of the instance as the user; code and body of the answer.
+    pub async fn told(&self, rest: &str, user: &str) -> Result<(u16, Value)> {
+        let request = http::Request::get(self.path("virtualmachineinstances", rest))
+            .header("impersonate-user", user)
+            .body(kube::client::Body::empty())?;
+        let response = self.outer.client.send(request).await?;
+        let code = response.status().as_u16();
+        let body = response.into_body().collect_bytes().await?;
+        Ok((code, serde_json::from_slice(&body).unwrap_or_default()))
+    }
+
     /// The same, which must succeed.
     pub async fn ask(&self, resource: &str, verb: &str) -> Result<()> {
         println!("-- {}: {verb}", self.name);
