@@ -1,7 +1,8 @@
 //! What a guest agent says of its guest: answers of the subresources `guestosinfo`, `userlist` and `filesystemlist`, and
 //! a part of an instance's status.
 //!
-//! All of it is the guest's own word.
+//! All of it is the guest's own word, and its launcher's. What is always said is required, so that what is read takes little more
+//! memory than what was sent.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -66,26 +67,25 @@ pub struct GuestAgentInfo {
 
 /// A command of the agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct GuestAgentCommand {
     /// Its name.
     pub name: String,
     /// It may be used.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub enabled: bool,
 }
 
 /// Somebody who is logged in.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct GuestUser {
     /// Name.
     pub user_name: String,
     /// Domain, of Windows.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub domain: String,
     /// When the first session began, in seconds since the epoch.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub login_time: f64,
 }
 
@@ -95,7 +95,6 @@ fn is_zero(number: &f64) -> bool {
 
 /// File systems in [`GuestAgentInfo`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct GuestFileSystems {
     /// The file systems.
     pub disks: Vec<GuestFileSystem>,
@@ -103,7 +102,7 @@ pub struct GuestFileSystems {
 
 /// A file system that is mounted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct GuestFileSystem {
     /// Device in the guest.
     pub disk_name: String,
@@ -116,16 +115,16 @@ pub struct GuestFileSystem {
     /// Bytes in all.
     pub total_bytes: u64,
     /// Disks that it lies on.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disk: Vec<GuestDisk>,
 }
 
 /// A disk under a file system.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct GuestDisk {
     /// Serial number.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub serial: String,
     /// Bus.
     pub bus_type: String,

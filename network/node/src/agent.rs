@@ -164,6 +164,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             reason,
             processors: false,
         },
+        silent: false,
     };
     tasks.spawn(marker.run(registered, kinds, registered_to, attacher));
 
@@ -267,6 +268,8 @@ struct Marker {
     kubelet: PathBuf,
     /// What is said, or was last.
     mark: Mark,
+    /// It did not answer, and that was told.
+    silent: bool,
 }
 
 impl Marker {
@@ -302,21 +305,24 @@ impl Marker {
         }
     }
 
-    /// Asks the kubelet; whether what is to be said differs now, or nothing if it does not answer: then it gives nothing
-    /// away as far as anybody knows.
+    /// Asks the kubelet; whether what is to be said differs now, or nothing if it does not answer: then it is as it was, and
+    /// before its first answer it gives nothing away as far as anybody knows.
     async fn ask(&mut self) -> Option<bool> {
-        let (processors, known) = match kubelet::gives_processors_away(&self.kubelet).await {
-            Ok(processors) => (processors, true),
-            Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "no machine gets processors of its own here; asking again"
-                );
-                (false, false)
+        match kubelet::gives_processors_away(&self.kubelet).await {
+            Ok(processors) => {
+                self.silent = false;
+                Some(std::mem::replace(&mut self.mark.processors, processors) != processors)
             }
-        };
-        let differs = std::mem::replace(&mut self.mark.processors, processors) != processors;
-        known.then_some(differs)
+            Err(error) => {
+                if !std::mem::replace(&mut self.silent, true) {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the kubelet does not say whether it gives processors away; asking again"
+                    );
+                }
+                None
+            }
+        }
     }
 
     async fn say(&self) {

@@ -273,8 +273,11 @@ async fn asked(outer: &Outer, pod: &str, address: &str, tls: Tls<'_>, path: &str
             config.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes())?)?
         }
     };
-    // Ends with the connection, whichever side ends it.
-    let script = format!("exec 3<>/dev/tcp/{address} || exit 1; cat <&0 >&3 & cat <&3; kill $!");
+    // Who is kept out gets no answer at all, and the kernel would try for minutes. Ends with the connection, whichever side
+    // ends it.
+    let connect = format!("exec 3<>/dev/tcp/{address}");
+    let script =
+        format!("timeout 5 bash -c '{connect}' || exit 1; {connect} || exit 1; cat <&0 >&3 & cat <&3; kill $!");
     let mut pipe = tokio::process::Command::new(outer.bed.kubectl())
         .arg("--kubeconfig")
         .arg(outer.bed.kubeconfig())

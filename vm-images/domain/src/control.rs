@@ -46,7 +46,11 @@ pub const GUEST_USERS: &str = "/v1/agent/users";
 /// GET: what is mounted, a list of `GuestFileSystem`.
 pub const GUEST_FILE_SYSTEMS: &str = "/v1/agent/filesystems";
 /// Most bytes of an answer in JSON.
-pub const ANSWER_BYTES: usize = 512 << 10;
+pub const ANSWER_BYTES: usize = 256 << 10;
+/// Most bytes of an [`AgentState`].
+pub const AGENT_STATE_BYTES: usize = 16 << 10;
+/// Most bytes of each text in it.
+pub const AGENT_TEXT_BYTES: usize = 256;
 
 /// Whether a guest agent is connected.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

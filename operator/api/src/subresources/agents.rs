@@ -26,7 +26,7 @@ use kubernest_domain::control::{self, AgentState, GuestAgentInfo, GuestFileSyste
 use kubernest_runtime::{CancellationToken, telemetry::chain};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::FIELD_MANAGER;
 use super::answer::Failure;
@@ -36,8 +36,11 @@ use super::machine::api;
 
 /// How long a launcher may be silent; it answers after [`control::AGENT_WAIT`] even without news.
 const LISTEN_LIMIT: Duration = Duration::from_secs(control::AGENT_WAIT.as_secs() + 30);
-/// Connections that are being opened at once.
-const OPENING: usize = 16;
+/// Connections that are being opened at once, and how long one may take: none shall keep the others waiting.
+const OPENING: usize = 64;
+const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// Least time between two questions to one launcher, whatever it answers.
+const BREATH: Duration = Duration::from_secs(1);
 /// Time to the next attempt to reach a launcher, or to write; doubled each time.
 const RETRY: Duration = Duration::from_secs(1);
 /// Most time between two attempts.
@@ -76,6 +79,27 @@ pub async fn ask(
         _ => return Ok(Err(Failure::no_such_path())),
     };
     Ok(Ok(answer))
+}
+
+/// What a launcher says, cut to what ours would say: somebody else's code may be in its place, and this goes into the status.
+fn bounded(mut state: AgentState) -> AgentState {
+    for text in state.os.iter_mut().flat_map(|os| {
+        [
+            &mut os.name,
+            &mut os.kernel_release,
+            &mut os.version,
+            &mut os.pretty_name,
+            &mut os.version_id,
+            &mut os.kernel_version,
+            &mut os.machine,
+            &mut os.id,
+        ]
+    }) {
+        text.retain(|letter| !letter.is_control());
+        text.truncate(text.floor_char_boundary(control::AGENT_TEXT_BYTES));
+        text.shrink_to_fit();
+    }
+    state
 }
 
 /// Whether its status says that its agent is connected.
@@ -249,9 +273,15 @@ impl Listener {
     async fn listen(mut self) {
         let mut retry = RETRY;
         loop {
+            let began = Instant::now();
             match self.hear().await {
                 Ok(()) => return,
                 Err(Trouble::Gone) => return,
+                // One of an earlier version, which will never know; another launcher has another address.
+                Err(Trouble::Launcher(LauncherError::Absent(_))) => match self.latest.changed().await {
+                    Ok(()) => {}
+                    Err(_) => return,
+                },
                 Err(Trouble::Launcher(error)) => {
                     tracing::debug!(error = chain(&error), "listening to a launcher");
                 }
@@ -259,9 +289,12 @@ impl Listener {
                     tracing::warn!(error = chain(&error), "writing what a guest agent tells");
                 }
             }
-            retry = match self.state.take() {
-                Some(_) => RETRY,
-                None => RETRY_MAX.min(retry * 2),
+            self.state = None;
+            // One that answers once and hangs up is no better than one that does not answer.
+            retry = if began.elapsed() > RETRY_MAX {
+                RETRY
+            } else {
+                RETRY_MAX.min(retry * 2)
             };
             tokio::select! {
                 () = sleep(retry) => {}
@@ -278,12 +311,15 @@ impl Listener {
             let Ok(_place) = self.opening.acquire().await else {
                 return Ok(());
             };
-            self.launchers.line(&instance).await?
+            let opened = timeout(OPEN_LIMIT, self.launchers.line(&instance)).await;
+            opened.unwrap_or(Err(LauncherError::Slow(OPEN_LIMIT)))?
         };
         loop {
+            let next = Instant::now() + BREATH;
             let state = self.news(&mut line).await?;
-            self.state = Some(state);
+            self.state = Some(bounded(state));
             self.write().await?;
+            sleep_until(next).await;
         }
     }
 
@@ -293,7 +329,7 @@ impl Listener {
             Some(state) => format!("{}?{}={}", control::AGENT, control::AGENT_SEEN, state.revision),
             None => control::AGENT.to_owned(),
         };
-        let mut asked = std::pin::pin!(line.ask(&path, LISTEN_LIMIT));
+        let mut asked = std::pin::pin!(line.ask(&path, LISTEN_LIMIT, control::AGENT_STATE_BYTES));
         loop {
             let changed = tokio::select! {
                 state = &mut asked => return Ok(state?),
@@ -383,6 +419,18 @@ mod tests {
         serde_json::from_value(json!({"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
             "metadata": {"name": "a", "namespace": "n", "uid": "u"}, "spec": spec, "status": status}))
         .unwrap()
+    }
+
+    #[test]
+    fn agents_answers_take_little_more_memory_than_they_had_bytes() {
+        let empty = r#"{"items": [{}, {}, {}]}"#;
+        assert!(serde_json::from_str::<GuestList<GuestFileSystem>>(empty).is_err());
+        assert!(serde_json::from_str::<GuestList<GuestUser>>(empty).is_err());
+        let os = json!({"prettyName": "\u{1b}[2J".repeat(4000), "id": "tiny"});
+        let said = serde_json::from_value(json!({"revision": 1, "connected": true, "os": os})).unwrap();
+        let os = bounded(said).os.unwrap();
+        assert_eq!((os.pretty_name.len(), &*os.id), (control::AGENT_TEXT_BYTES, "tiny"));
+        assert!(os.pretty_name.starts_with("[2J[2J"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, ResourceExt};
 use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
 use kubernest_domain::{control, paths};
-use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use rustls::{ClientConfig, RootCertStore, client::Resumption, crypto::ring};
 use rustls_pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, pem::PemObject};
 use serde::de::DeserializeOwned;
 use tokio::{net::TcpStream, time::timeout};
@@ -45,20 +45,23 @@ const BUFFER_BYTES: usize = 64 << 10;
 pub struct Line(http1::SendRequest<Empty<Bytes>>);
 
 impl Line {
-    /// What the launcher answers to a question, within this time.
+    /// What the launcher answers to a question, within this time and in so many bytes.
     ///
     /// # Errors
     /// [`LauncherError`]; the connection is of no use any more.
-    pub async fn ask<T: DeserializeOwned>(&mut self, path: &str, limit: Duration) -> Result<T, LauncherError> {
+    pub async fn ask<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        limit: Duration,
+        bytes: usize,
+    ) -> Result<T, LauncherError> {
         let asked = async {
             let request = Request::builder().uri(path).header(header::HOST, "launcher");
             let response = self.0.send_request(request.body(Empty::new())?).await?;
             if response.status() != StatusCode::OK {
                 return Err(refusal(response).await);
             }
-            let body = Limited::new(response.into_body(), control::ANSWER_BYTES)
-                .collect()
-                .await;
+            let body = Limited::new(response.into_body(), bytes).collect().await;
             let body = body.map_err(|_| LauncherError::TooLong)?.to_bytes();
             serde_json::from_slice(&body).map_err(LauncherError::Malformed)
         };
@@ -138,6 +141,9 @@ impl LauncherError {
     pub fn failure(&self, instance: &VirtualMachineInstance) -> Failure {
         match self {
             Self::Refused(why) => Failure::conflict(Kind::Instance, &instance.name_any(), why),
+            Self::Absent(why) if why.is_empty() => {
+                Failure::bad_request("the instance's launcher is of an earlier version and knows no such question")
+            }
             Self::Absent(why) => Failure::bad_request(why.clone()),
             other => Failure::internal("dialing virt-launcher", other),
         }
@@ -184,7 +190,10 @@ impl Launchers {
         instance: &VirtualMachineInstance,
         path: &str,
     ) -> Result<T, LauncherError> {
-        self.line(instance).await?.ask(path, COMMAND_LIMIT).await
+        self.line(instance)
+            .await?
+            .ask(path, COMMAND_LIMIT, control::ANSWER_BYTES)
+            .await
     }
 
     /// Opens a connection to the launcher of `instance`.
@@ -295,10 +304,13 @@ impl Launchers {
         let chain =
             CertificateDer::pem_slice_iter(text(control::files::CERTIFICATE)?).collect::<Result<Vec<_>, _>>()?;
         let key = PrivateKeyDer::from_pem_slice(text(control::files::KEY)?)?;
-        Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)?)
+            .with_client_auth_cert(chain, key)?;
+        // Each connection has a configuration of its own, so none is ever resumed.
+        config.resumption = Resumption::disabled();
+        Ok(config)
     }
 }
 

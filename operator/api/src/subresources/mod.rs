@@ -245,7 +245,10 @@ impl Subresources {
         let uri: Uri = parts.uri.clone();
         match wanted.subresource.operation {
             Operation::ExpandSpec => self.machines(wanted).expand().await,
-            Operation::GuestAgent => instances.guest_agent(wanted.subresource.name).await,
+            Operation::GuestAgent => {
+                let _held = self.hold(wanted)?;
+                instances.guest_agent(wanted.subresource.name).await
+            }
             Operation::Console => {
                 let (upgrade, held) = self.stream(wanted, parts).await?;
                 instances.console(upgrade, held).await

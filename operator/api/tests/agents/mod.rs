@@ -23,6 +23,8 @@ use super::support::{BASE, LIMIT, Setup};
 /// What a launcher says of its guest's agent, from now on until it is dropped.
 struct Launcher {
     state: watch::Sender<AgentState>,
+    /// The revision that kubernest-api last said it knows.
+    known: watch::Sender<Option<u64>>,
     listening: tokio::task::JoinHandle<()>,
 }
 
@@ -37,7 +39,8 @@ impl Launcher {
         let acceptor = authority.acceptor(uid).await;
         let listener = tokio::net::TcpListener::bind((own, CONTROL_PORT)).await.unwrap();
         let state = watch::Sender::default();
-        let router = router(state.clone());
+        let known = watch::Sender::default();
+        let router = router(state.clone(), known.clone());
         let listening = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
@@ -53,7 +56,19 @@ impl Launcher {
                 });
             }
         });
-        Self { state, listening }
+        Self {
+            state,
+            known,
+            listening,
+        }
+    }
+
+    /// Waits until what it said last was taken in: the next question comes after the write.
+    async fn is_heard(&self) {
+        let said = self.state.borrow().revision;
+        let mut known = self.known.subscribe();
+        let heard = tokio::time::timeout(LIMIT, known.wait_for(|known| *known == Some(said)));
+        heard.await.unwrap().unwrap();
     }
 
     fn says(&self, connected: bool, os: Option<&str>) {
@@ -68,9 +83,13 @@ impl Launcher {
     }
 }
 
-fn router(state: watch::Sender<AgentState>) -> Router {
-    let news = async |State(state): State<watch::Sender<AgentState>>, Query(seen): Query<HashMap<String, String>>| {
+/// The state, and the revision that kubernest-api knows.
+type Told = (watch::Sender<AgentState>, watch::Sender<Option<u64>>);
+
+fn router(state: watch::Sender<AgentState>, known: watch::Sender<Option<u64>>) -> Router {
+    let news = async |State((state, known)): State<Told>, Query(seen): Query<HashMap<String, String>>| {
         let seen = seen.get(control::AGENT_SEEN).and_then(|seen| seen.parse().ok());
+        known.send_replace(seen);
         let mut state = state.subscribe();
         let news = state.wait_for(|state| Some(state.revision) != seen).await.unwrap();
         Json(news.clone())
@@ -92,7 +111,7 @@ fn router(state: watch::Sender<AgentState>) -> Router {
             get(async || Json(json!({"items": [{"userName": "ada"}]}))),
         )
         .route(control::GUEST_FILE_SYSTEMS, get(silent))
-        .with_state(state)
+        .with_state((state, known))
 }
 
 #[tokio::test]
@@ -146,12 +165,13 @@ async fn integration_subresources_tell_of_guest_agents() {
     let version = async || instances.get("vmi").await.unwrap().metadata.resource_version;
     let before = version().await;
     launcher.says(true, Some("tiny"));
+    launcher.is_heard().await;
+    assert_eq!(version().await, before);
     launcher.says(false, None);
     until(false, None).await;
     let (code, gone) = ask("guestosinfo").await;
     let why = gone["message"].as_str().unwrap();
     assert!(code == 409 && why.ends_with(control::NO_AGENT), "{code} {why}");
-    assert_ne!(version().await, before);
     // Somebody else's word is set right.
     let other = json!({"status": {"guestOSInfo": {"id": "other"}}});
     let params = kube::api::PatchParams::default();

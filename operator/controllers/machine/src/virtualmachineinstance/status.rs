@@ -75,8 +75,8 @@ pub fn status(instance: &VirtualMachineInstance, seen: Seen<'_>, now: Timestamp)
         launcher_address: addressed.and_then(|pod| pod.status.as_ref()?.pod_ip.clone()),
         interfaces,
         volume_status: volume_status(instance),
-        // kubernest-api's, as the condition AgentConnected is.
-        guest_os_info: previous.guest_os_info.filter(|_| !super::is_final(&phase)),
+        // kubernest-api's: it stays as what ran there last. An apply that left it out would take nothing away, each time anew.
+        guest_os_info: previous.guest_os_info,
         qos_class: seen
             .pod
             .and_then(|pod| pod.status.as_ref()?.qos_class.clone())
