@@ -221,7 +221,10 @@ async fn reaches_nobody(outer: &Outer, pod: &str, other: &Other) -> Result<()> {
                         .any(|code| answer.starts_with(code));
                     ensure!(refused && !answer.contains(MARKER), "{path}: {answer}");
                 }
-                Err(error) => println!("-- {path}: {error:#}"),
+                Err(error) => {
+                    println!("-- the API server: {error:#}");
+                    break;
+                }
             }
         }
     }

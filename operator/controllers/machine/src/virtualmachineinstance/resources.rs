@@ -60,10 +60,8 @@ pub fn shares_processors(spec: &VirtualMachineInstanceSpec, pod: &Pod) -> bool {
 }
 
 /// What the scheduler's words don't say of a pod that no node takes.
-pub fn unscheduled(pod: &Pod) -> &'static str {
-    let selector = pod.spec.as_ref().and_then(|spec| spec.node_selector.as_ref());
-    let dedicated = selector.is_some_and(|selector| selector.contains_key(labels::CPU_MANAGER));
-    if dedicated {
+pub fn unscheduled(spec: &VirtualMachineInstanceSpec) -> &'static str {
+    if dedicated(spec).is_some() {
         "; dedicated processors need a node with the label kubevirt.io/cpumanager=true, whose kubelet has the CPU manager \
          policy static, and as many whole processors free there"
     } else {

@@ -11,8 +11,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use kubernest_crds::kubevirt::v1::{
     ConsoleTail, Disk, InterfaceStatus, PhaseTransition, VirtualMachineInstance,
-    VirtualMachineInstanceCondition as Condition, VirtualMachineInstanceStatus, VolumeStatus, phase, start_strategy,
-    vmi_conditions,
+    VirtualMachineInstanceCondition as Condition, VirtualMachineInstanceSpec, VirtualMachineInstanceStatus,
+    VolumeStatus, phase, start_strategy, vmi_conditions,
 };
 use kubernest_crds::labels;
 use kubernest_domain::paths;
@@ -109,7 +109,7 @@ pub fn status(instance: &VirtualMachineInstance, seen: Seen<'_>, now: Timestamp)
             phase_transition_timestamp,
         });
     }
-    set_conditions(&mut status, seen, over.as_ref(), now);
+    set_conditions(&mut status, &instance.spec, seen, over.as_ref(), now);
     status
 }
 
@@ -146,7 +146,13 @@ fn guest_runs(pod: &Pod) -> bool {
     pod_condition(pod, "Ready").is_some_and(|ready| ready.status == TRUE)
 }
 
-fn set_conditions(status: &mut VirtualMachineInstanceStatus, seen: Seen<'_>, over: Option<&Ending>, now: Timestamp) {
+fn set_conditions(
+    status: &mut VirtualMachineInstanceStatus,
+    spec: &VirtualMachineInstanceSpec,
+    seen: Seen<'_>,
+    over: Option<&Ending>,
+    now: Timestamp,
+) {
     let running = status.phase.as_deref() == Some(phase::RUNNING);
     let is_over = status.phase.as_deref().is_some_and(super::is_final);
     let all = &mut status.conditions;
@@ -180,8 +186,7 @@ fn set_conditions(status: &mut VirtualMachineInstanceStatus, seen: Seen<'_>, ove
     {
         Some(refusal) => {
             let reason = refusal.reason.as_deref().unwrap_or(reasons::UNSCHEDULABLE);
-            let message = seen.pod.map(resources::unscheduled).unwrap_or_default();
-            let message = refusal.message.clone().unwrap_or_default() + message;
+            let message = refusal.message.clone().unwrap_or_default() + resources::unscheduled(spec);
             set(all, POD_SCHEDULED, FALSE, reason, &message, now);
         }
         None => clear(all, POD_SCHEDULED),

@@ -251,14 +251,9 @@ fn status_tells_what_hinders_the_pod() {
     let condition = conditions::is_false(&first.conditions, POD_SCHEDULED).unwrap();
     assert_eq!(condition.message.as_deref(), Some("0/2 nodes are available"));
 
-    let mut pinned = unschedulable.clone();
-    let selector = [("kubevirt.io/cpumanager".to_owned(), "true".to_owned())];
-    pinned.spec.as_mut().unwrap().node_selector = Some(selector.into());
-    let seen_pinned = Seen {
-        pod: Some(&pinned),
-        ..seen
-    };
-    let told = status(&in_phase("Scheduling"), seen_pinned, now());
+    let mut pinned = in_phase("Scheduling");
+    pinned.spec.domain.cpu = Some(read(json!({"dedicatedCpuPlacement": true})));
+    let told = status(&pinned, seen, now());
     let condition = conditions::is_false(&told.conditions, POD_SCHEDULED).unwrap();
     let message = condition.message.as_deref().unwrap();
     assert!(
