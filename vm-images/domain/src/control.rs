@@ -49,8 +49,17 @@ pub const GUEST_FILE_SYSTEMS: &str = "/v1/agent/filesystems";
 pub const ANSWER_BYTES: usize = 256 << 10;
 /// Most bytes of an [`AgentState`].
 pub const AGENT_STATE_BYTES: usize = 16 << 10;
-/// Most bytes of each text in it.
+/// Most bytes of each text of a guest.
 pub const AGENT_TEXT_BYTES: usize = 256;
+
+/// A text of the guest, printable and short. The launcher cuts what the guest says, and its client what the launcher says,
+/// which may be somebody else's code.
+pub fn guest_text(text: &str) -> String {
+    let mut text: String = text.chars().filter(|letter| !letter.is_control()).collect();
+    text.truncate(text.floor_char_boundary(AGENT_TEXT_BYTES));
+    text.shrink_to_fit();
+    text
+}
 
 /// Whether a guest agent is connected.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,7 +16,9 @@ pub mod probe;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use kubernest_domain::control::{AGENT_WAIT, AgentState, GuestAgentInfo, GuestFileSystem, GuestOsInfo, GuestUser};
+use kubernest_domain::control::{
+    AGENT_WAIT, AgentState, GuestAgentInfo, GuestFileSystem, GuestOsInfo, GuestUser, guest_text,
+};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, oneshot, watch};
@@ -166,7 +168,7 @@ impl Agent {
             os: os.map(answers::Os::told).unwrap_or_default(),
             timezone: zone.map(answers::Zone::told).unwrap_or_default(),
             user_list: answers::users(users.unwrap_or_default()),
-            fs_freeze_status: frozen.map(answers::text).unwrap_or_default(),
+            fs_freeze_status: frozen.as_deref().map(guest_text).unwrap_or_default(),
             ..GuestAgentInfo::default()
         };
         info.fs_info.disks = answers::file_systems(disks.unwrap_or_default());

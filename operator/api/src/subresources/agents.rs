@@ -95,9 +95,7 @@ fn bounded(mut state: AgentState) -> AgentState {
             &mut os.id,
         ]
     }) {
-        text.retain(|letter| !letter.is_control());
-        text.truncate(text.floor_char_boundary(control::AGENT_TEXT_BYTES));
-        text.shrink_to_fit();
+        *text = control::guest_text(text);
     }
     state
 }

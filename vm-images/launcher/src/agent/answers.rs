@@ -2,11 +2,9 @@
 //!
 //! Everything in them is the guest's own word: texts are cut, lists are short, and no number is computed with.
 
-use kubernest_domain::control::{GuestAgentCommand, GuestDisk, GuestFileSystem, GuestOsInfo, GuestUser};
+use kubernest_domain::control::{GuestAgentCommand, GuestDisk, GuestFileSystem, GuestOsInfo, GuestUser, guest_text};
 use serde::Deserialize;
 
-/// Most bytes of a text.
-const TEXT_BYTES: usize = 256;
 /// Most users, and most file systems.
 const ITEMS: usize = 128;
 /// Most commands of the agent; it has about 60.
@@ -22,15 +20,8 @@ pub struct Return<T> {
     pub value: T,
 }
 
-/// A text of the guest, printable and short.
-pub fn text(text: String) -> String {
-    let mut text: String = text.chars().filter(|c| !c.is_control()).collect();
-    text.truncate(text.floor_char_boundary(TEXT_BYTES));
-    text
-}
-
 fn or_nothing(told: Option<String>) -> String {
-    told.map(text).unwrap_or_default()
+    told.as_deref().map(guest_text).unwrap_or_default()
 }
 
 /// `guest-info`.
@@ -52,11 +43,11 @@ impl Agent {
     /// Version and commands.
     pub fn told(self) -> (String, Vec<GuestAgentCommand>) {
         let command = |Command { name, enabled }| GuestAgentCommand {
-            name: text(name),
+            name: guest_text(&name),
             enabled,
         };
         let commands = self.supported_commands.into_iter().take(COMMANDS);
-        (text(self.version), commands.map(command).collect())
+        (guest_text(&self.version), commands.map(command).collect())
     }
 }
 
@@ -70,7 +61,7 @@ pub struct Host {
 impl Host {
     /// The name.
     pub fn told(self) -> String {
-        text(self.host_name)
+        guest_text(&self.host_name)
     }
 }
 
@@ -130,7 +121,7 @@ pub struct User {
 /// Who is logged in.
 pub fn users(users: Vec<User>) -> Vec<GuestUser> {
     let told = |user: User| GuestUser {
-        user_name: text(user.user),
+        user_name: guest_text(&user.user),
         domain: or_nothing(user.domain),
         login_time: user.login_time,
     };
@@ -164,12 +155,12 @@ struct Disk {
 pub fn file_systems(all: Vec<FileSystem>) -> Vec<GuestFileSystem> {
     let disk = |disk: Disk| GuestDisk {
         serial: or_nothing(disk.serial),
-        bus_type: text(disk.bus_type),
+        bus_type: guest_text(&disk.bus_type),
     };
     let told = |one: FileSystem| GuestFileSystem {
-        disk_name: text(one.name),
-        mount_point: text(one.mountpoint),
-        file_system_type: text(one.kind),
+        disk_name: guest_text(&one.name),
+        mount_point: guest_text(&one.mountpoint),
+        file_system_type: guest_text(&one.kind),
         used_bytes: one.used_bytes,
         total_bytes: one.total_bytes,
         disk: one.disk.into_iter().take(DISKS).map(disk).collect(),
@@ -201,6 +192,7 @@ pub struct Run {
 
 #[cfg(test)]
 mod tests {
+    use kubernest_domain::control::AGENT_TEXT_BYTES;
     use serde_json::{Value, from_value, json};
 
     use super::*;
@@ -251,7 +243,7 @@ mod tests {
         let many: Vec<Value> = vec![json!({"user": long, "login-time": 0.0}); 1000];
         let users = users(told(json!(many)));
         assert_eq!(users.len(), ITEMS);
-        assert!(users[0].user_name.len() <= TEXT_BYTES && !users[0].user_name.contains('\u{1b}'));
-        assert_eq!(text("\u{0}a\nb".to_owned()), "ab");
+        assert!(users[0].user_name.len() <= AGENT_TEXT_BYTES && !users[0].user_name.contains('\u{1b}'));
+        assert_eq!(guest_text("\u{0}a\nb"), "ab");
     }
 }
