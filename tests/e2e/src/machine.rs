@@ -163,15 +163,11 @@ impl<'a> Machine<'a> {
     /// Waits until its guest says this on its console, or has said it in this run.
     pub async fn says(&self, text: &str) -> Result<()> {
         println!("-- {}: waiting: {text}", self.name);
-        let logs = [
-            "logs",
-            "-n",
-            &self.namespace,
-            "-l",
-            &format!("vm.kubevirt.io/name={}", self.name),
-            "--tail=-1",
-            "-f",
-        ];
+        let launchers = self.outer.launchers(&self.namespace, &self.name).await?;
+        // One that is left of a lost node still has a log there, which nobody answers for.
+        let mut living = launchers.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+        let launcher = living.next().context("a launcher")?.name_any();
+        let logs = ["logs", "-n", &self.namespace, &launcher, "--tail=-1", "-f"];
         self.outer.follow(&logs, text).await
     }
 
