@@ -70,8 +70,7 @@ unit: components ## Unit, architecture and integration tests (the real API serve
 
 .PHONY: e2e
 e2e: images testbed ## End-to-end tests on a real outer cluster
-	@# Uncaptured: whoever waits minutes sees what is waited for.
-	@$(step) e2e tests/tools/with-testbed e2e cargo nextest run --locked --profile e2e -p kubernest-e2e --no-capture
+	@$(step) e2e tests/tools/with-testbed e2e tests/tools/e2e
 
 .PHONY: bench
 bench: images testbed ## Measure time, memory and writes next to the same work without Kubernest

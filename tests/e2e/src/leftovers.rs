@@ -24,8 +24,7 @@ pub async fn nothing_since(outer: &Outer, namespace: &str, before: &BTreeSet<Str
     Ok(())
 }
 
-/// What is there now: objects of the namespace, allocations, and on each node taps, bridges, VXLANs, qemu and
-/// virtiofsd processes, and mounts of launcher pods. Taken before and after, the two must be equal.
+/// What is there now: objects of the namespace, allocations and routes. Taken before and after, the two must be equal.
 pub async fn inventory(outer: &Outer, namespace: &str) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     objects::<Pod>(outer, namespace, &mut found).await?;
@@ -51,14 +50,25 @@ pub async fn inventory(outer: &Outer, namespace: &str) -> Result<BTreeSet<String
         .await?;
     found.extend(allocations.iter().map(|one| format!("allocation {}", one.name_any())));
     found.extend(routes(outer)?.into_iter().map(|route| format!("route {route}")));
+    Ok(found)
+}
+
+/// Fails with what any machine left on any node: taps, bridges, VXLANs, processes and mounts of launcher pods. Stories that
+/// run alone ask at their start too, for those that ran side by side.
+///
+/// # Errors
+/// When something was left behind.
+pub fn nodes_are_clean(outer: &Outer) -> Result<()> {
+    let mut left = Vec::new();
     for node in 0..outer.bed.plan().nodes() {
-        found.extend(
+        left.extend(
             on_node(outer, node)?
                 .into_iter()
                 .map(|what| format!("node {node}: {what}")),
         );
     }
-    Ok(found)
+    ensure!(left.is_empty(), "left behind: {left:#?}");
+    Ok(())
 }
 
 async fn objects<K>(outer: &Outer, namespace: &str, found: &mut BTreeSet<String>) -> Result<()>

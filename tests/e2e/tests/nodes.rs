@@ -6,7 +6,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, PostParams};
 use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
-use kubernest_e2e::leftovers::{inventory, nothing_since};
+use kubernest_e2e::leftovers::{inventory, nodes_are_clean, nothing_since};
 use kubernest_e2e::machine::{self, Machine, template};
 use kubernest_e2e::{Outer, wait};
 use serde_json::json;
@@ -17,6 +17,7 @@ const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 #[tokio::test(flavor = "multi_thread")]
 async fn e2e_machines_outlive_their_nodes() -> Result<()> {
     let outer = Outer::open().await?;
+    nodes_are_clean(&outer)?;
     let space = "org-nodes";
     machine::namespace(&outer, space)?;
     let before = inventory(&outer, space).await?;
@@ -28,6 +29,7 @@ async fn e2e_machines_outlive_their_nodes() -> Result<()> {
 
     machine.delete().await?;
     nothing_since(&outer, space, &before).await?;
+    nodes_are_clean(&outer)?;
     outer.kubectl(&["delete", "namespace", space])?;
     Ok(())
 }

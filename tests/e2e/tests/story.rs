@@ -7,13 +7,14 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams};
 use kubernest_crds::kubevirt::v1::VirtualMachine;
 use kubernest_crds::{Slot, SlotRole, TenantCluster, conditions};
-use kubernest_e2e::leftovers::{inventory, nothing_since};
+use kubernest_e2e::leftovers::{inventory, nodes_are_clean, nothing_since};
 use kubernest_e2e::{Outer, Tenant};
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn e2e_two_tenants_live_apart_survive_and_leave_nothing() -> Result<()> {
     let outer = Outer::open().await?;
+    nodes_are_clean(&outer)?;
     let before = [
         inventory(&outer, "org-acme").await?,
         inventory(&outer, "org-bolt").await?,
@@ -49,6 +50,7 @@ async fn e2e_two_tenants_live_apart_survive_and_leave_nothing() -> Result<()> {
     for (namespace, before) in ["org-acme", "org-bolt"].into_iter().zip(&before) {
         nothing_since(&outer, namespace, before).await?;
     }
+    nodes_are_clean(&outer)?;
     outer.kubectl(&["delete", "namespace", "org-acme", "org-bolt"])?;
     Ok(())
 }

@@ -141,11 +141,11 @@ pub fn processes(bed: &str, sub: &str) -> Vec<i32> {
     pids
 }
 
-/// All existing cgroups of a bed, children before parents.
-pub fn all(bed: &str) -> Vec<PathBuf> {
+/// The existing cgroups `<bed>/<sub>` and below, children before parents; `sub` may be empty.
+pub fn all(bed: &str, sub: &str) -> Vec<PathBuf> {
     hierarchies()
         .iter()
-        .flat_map(|h| tree(&h.join(plan::cgroup(bed))))
+        .flat_map(|h| tree(&h.join(plan::cgroup(bed)).join(sub)))
         .collect()
 }
 
@@ -196,10 +196,10 @@ pub async fn kill_all(bed: &str, sub: &str) -> Result<(), Error> {
     })
 }
 
-/// Removes all cgroups of a bed. The kernel lets go of a dead process's cgroup a moment after the process.
-pub async fn remove(bed: &str) -> Result<(), Error> {
+/// Removes the cgroups `<bed>/<sub>` and below. The kernel lets go of a dead process's cgroup a moment after the process.
+pub async fn remove(bed: &str, sub: &str) -> Result<(), Error> {
     for last in (0..50).map(|n| n == 49) {
-        let failed = all(bed).into_iter().find_map(|dir| match fs::remove_dir(&dir) {
+        let failed = all(bed, sub).into_iter().find_map(|dir| match fs::remove_dir(&dir) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Some((dir, source)),
             _ => None,
         });

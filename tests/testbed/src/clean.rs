@@ -109,7 +109,7 @@ pub async fn down(name: &str) -> Result<(), Error> {
             .await
             .map_err(|source| Error::Link { link, source })?;
     }
-    cgroup::remove(name).await?;
+    cgroup::remove(name, "").await?;
     hosts::remove(name)?;
     restore_sysctls(&dir, name);
     match fs::remove_dir_all(dir.path()) {
@@ -134,7 +134,11 @@ pub fn leftovers(name: &str) -> Vec<String> {
             .map(|n| format!("network namespace {n}")),
     );
     left.extend(net::host_links(name).into_iter().map(|l| format!("link {l}")));
-    left.extend(cgroup::all(name).into_iter().map(|c| format!("cgroup {}", c.display())));
+    left.extend(
+        cgroup::all(name, "")
+            .into_iter()
+            .map(|c| format!("cgroup {}", c.display())),
+    );
     left.extend(hosts::of(name).into_iter().map(|l| format!("line of /etc/hosts: {l}")));
     let Ok(dir) = Dir::of(name) else { return left };
     let inside = format!(" {}/", dir.path().display());

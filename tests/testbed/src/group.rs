@@ -140,7 +140,9 @@ pub async fn start(plan: &Plan, dir: &Dir, group: Group, spec: &Spec) -> Result<
 
 /// Kills everything of the group at once: the plug is pulled.
 pub async fn stop(plan: &Plan, group: Group) -> Result<(), Error> {
-    Ok(cgroup::kill_all(plan.name(), &group.dir()).await?)
+    cgroup::kill_all(plan.name(), &group.dir()).await?;
+    // A kubelet that finds its old pods' cgroups asks for three seconds what became of each of their containers.
+    Ok(cgroup::remove(plan.name(), &group.dir()).await?)
 }
 
 /// Kills the group's tasks and holds them; on a node the pods run on.
