@@ -1,10 +1,11 @@
 //! Virtual machines outlive the nodes that they run on: drained with their consent, lost without it, never twice at once.
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, PostParams};
+use kube::runtime::conditions::is_deleted;
 use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
 use kubernest_e2e::leftovers::{inventory, nodes_are_clean, nothing_since};
 use kubernest_e2e::machine::{self, Machine, template};
@@ -96,10 +97,10 @@ async fn lost(outer: &Outer, machine: &Machine<'_>, space: &str, second: &str) -
     wait::until(&machine.instances(), "vm", "told of", doubtful).await?;
     let instance = machine.instances().get("vm").await?;
     ensure!(instance.uid().as_deref() == Some(second), "a second run was begun");
-    ensure!(
-        outer.launchers(space, "vm").await?.len() == 1,
-        "a second launcher was made"
-    );
+    let launchers = outer.launchers(space, "vm").await?;
+    let [launcher] = launchers.as_slice() else {
+        anyhow::bail!("a second launcher was made: {launchers:?}")
+    };
 
     outer.kubectl(&[
         "taint",
@@ -112,6 +113,10 @@ async fn lost(outer: &Outer, machine: &Machine<'_>, space: &str, second: &str) -
     machine.says("guest: ready").await?;
 
     outer.bed.restore(number).await?;
+    // Kubernetes has it deleted; its kubelet may be first to find out.
+    let pods = Api::<Pod>::namespaced(outer.client.clone(), space);
+    let uid = launcher.uid().unwrap_or_default();
+    wait::until(&pods, &launcher.name_any(), "the lost launcher gone", is_deleted(&uid)).await?;
     outer.kubectl(&["taint", "node", &node, &format!("{OUT_OF_SERVICE}-")])?;
     outer.kubectl(&[
         "rollout",
