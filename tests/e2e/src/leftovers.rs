@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
@@ -13,15 +14,25 @@ use serde::de::DeserializeOwned;
 
 use crate::Outer;
 
-/// Fails with what is there and was not.
+/// Kubernetes' garbage collector removes what belonged to something in its own time.
+const COLLECTED: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Waits until nothing is there that was not; fails with what stays.
 ///
 /// # Errors
 /// When something was left behind.
 pub async fn nothing_since(outer: &Outer, namespace: &str, before: &BTreeSet<String>) -> Result<()> {
-    let after = inventory(outer, namespace).await?;
-    let left: Vec<_> = after.difference(before).collect();
-    ensure!(left.is_empty(), "left behind in {namespace}: {left:#?}");
-    Ok(())
+    let began = Instant::now();
+    loop {
+        let after = inventory(outer, namespace).await?;
+        let left: Vec<_> = after.difference(before).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        ensure!(began.elapsed() < COLLECTED, "left behind in {namespace}: {left:#?}");
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// What is there now: objects of the namespace, allocations and routes. Taken before and after, the two must be equal.
