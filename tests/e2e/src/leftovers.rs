@@ -2,37 +2,46 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::{Resource, ResourceExt};
 use kubernest_crds::NetworkAllocation;
 use kubernest_crds::kubevirt::v1::{VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceReplicaSet};
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
 use crate::Outer;
+use crate::wait::until;
 
-/// Kubernetes' garbage collector removes what belonged to something in its own time.
+/// How long Kubernetes' garbage collector may take.
 const COLLECTED: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(250);
 
-/// Waits until nothing is there that was not; fails with what stays.
+/// Fails with what is there and was not. A launcher's Secret belongs to its instance, and is collected after it.
 ///
 /// # Errors
 /// When something was left behind.
 pub async fn nothing_since(outer: &Outer, namespace: &str, before: &BTreeSet<String>) -> Result<()> {
-    let began = Instant::now();
-    loop {
-        let after = inventory(outer, namespace).await?;
-        let left: Vec<_> = after.difference(before).collect();
-        if left.is_empty() {
-            return Ok(());
+    let secrets = Api::<Secret>::namespaced(outer.client.clone(), namespace);
+    for secret in secrets.list(&ListParams::default()).await? {
+        if secret
+            .owner_references()
+            .iter()
+            .any(|owner| owner.kind == VirtualMachineInstance::kind(&()))
+        {
+            let name = secret.name_any();
+            let collected = until(&secrets, &name, "collected", |secret: Option<&Secret>| secret.is_none());
+            timeout(COLLECTED, collected)
+                .await
+                .with_context(|| format!("{name} stays"))??;
         }
-        ensure!(began.elapsed() < COLLECTED, "left behind in {namespace}: {left:#?}");
-        tokio::time::sleep(PAUSE).await;
     }
+    let after = inventory(outer, namespace).await?;
+    let left: Vec<_> = after.difference(before).collect();
+    ensure!(left.is_empty(), "left behind in {namespace}: {left:#?}");
+    Ok(())
 }
 
 /// What is there now: objects of the namespace, allocations and routes. Taken before and after, the two must be equal.

@@ -115,7 +115,7 @@ async fn lost(outer: &Outer, machine: &Machine<'_>, space: &str, second: &str) -
     outer.bed.restore(number).await?;
     // Kubernetes has it deleted; its kubelet may be first to find out.
     let pods = Api::<Pod>::namespaced(outer.client.clone(), space);
-    let uid = launcher.uid().unwrap_or_default();
+    let uid = launcher.uid().context("uid")?;
     wait::until(&pods, &launcher.name_any(), "the lost launcher gone", is_deleted(&uid)).await?;
     outer.kubectl(&["taint", "node", &node, &format!("{OUT_OF_SERVICE}-")])?;
     outer.kubectl(&[
