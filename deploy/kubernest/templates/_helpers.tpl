@@ -25,6 +25,7 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
+{{/* Replicas of one revision go to nodes apart: against those of the one before, all new ones would share the other node. */}}
 {{- define "kubernest.spread" -}}
 affinity:
   podAntiAffinity:
@@ -33,4 +34,5 @@ affinity:
         podAffinityTerm:
           topologyKey: kubernetes.io/hostname
           labelSelector: {matchLabels: {{ include "kubernest.selector" . | fromYaml | toJson }}}
+          matchLabelKeys: [pod-template-hash]
 {{- end }}
