@@ -24,6 +24,7 @@ const COLLECTED: Duration = Duration::from_secs(60);
 /// # Errors
 /// When something was left behind.
 pub async fn nothing_since(outer: &Outer, namespace: &str, before: &BTreeSet<String>) -> Result<()> {
+    println!("-- {namespace}: what is left");
     let secrets = Api::<Secret>::namespaced(outer.client.clone(), namespace);
     for secret in secrets.list(&ListParams::default()).await? {
         if secret
