@@ -128,12 +128,11 @@ impl Attacher {
         drop(self.outer_api.clone().wait_for(Option::is_some).await);
     }
 
-    /// CNI ADD: returns the result. `netns` is the caller's path as this process can open it.
+    /// CNI ADD to a pod's namespace: returns the result.
     ///
     /// # Errors
     /// See [`AttachError`]; then nothing is left.
-    pub async fn add(&self, request: &Request, netns: PathBuf) -> Result<serde_json::Value, AttachError> {
-        let pod = Netns::open(netns)?;
+    pub async fn add(&self, request: &Request, pod: Netns) -> Result<serde_json::Value, AttachError> {
         let added = match &request.attachment {
             Attachment::Masquerade(masquerade) => self.add_masquerade(request, masquerade, &pod).await,
             Attachment::L2(l2) => self.add_l2(request, l2, &pod).await,
@@ -236,13 +235,11 @@ impl Attacher {
         Ok(self.records.write(&record)?)
     }
 
-    /// CNI DEL: succeeds also when there is nothing left.
+    /// CNI DEL: succeeds also when there is nothing left. A namespace that is gone (`None`) took its devices along.
     ///
     /// # Errors
     /// See [`AttachError`]; the runtime then calls again.
-    pub async fn del(&self, removal: &Removal, netns: Option<PathBuf>) -> Result<(), AttachError> {
-        // A namespace that is gone took its devices along.
-        let pod = netns.and_then(|path| Netns::open(path).ok());
+    pub async fn del(&self, removal: &Removal, pod: Option<Netns>) -> Result<(), AttachError> {
         self.remove(&removal.container_id, &removal.tap, pod.as_ref()).await
     }
 
@@ -266,8 +263,7 @@ impl Attacher {
     ///
     /// # Errors
     /// [`AttachError::NotWhole`] names the first thing that is missing.
-    pub async fn check(&self, request: &Request, netns: PathBuf) -> Result<(), AttachError> {
-        let pod = Netns::open(netns)?;
+    pub async fn check(&self, request: &Request, pod: Netns) -> Result<(), AttachError> {
         let tap = request.tap.clone();
         let l2 = match &request.attachment {
             Attachment::Masquerade(_) => None,

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +95,28 @@ impl Netns {
             source,
         })?;
         Ok(Self(Arc::new(file)))
+    }
+
+    /// Opens the namespace at an absolute path of a process whose root is `root`, such as `/proc/1/root`: its symbolic
+    /// links lead to places below that root as well (`/var/run` is an absolute one on many hosts).
+    ///
+    /// # Errors
+    /// [`NetnsError::Open`].
+    pub fn open_in(root: &Path, path: &Path) -> Result<Self, NetnsError> {
+        // Links below /proc lead past paths, which openat2 doesn't follow here (openat2(2), RESOLVE_IN_ROOT); the agent
+        // has its host's processes in its own /proc.
+        if path.starts_with("/proc") {
+            return Self::open(path);
+        }
+        let how = OpenHow::new()
+            .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        let open = || openat2(File::open(root)?, path, how).map_err(io::Error::from);
+        let file = open().map_err(|source| NetnsError::Open {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self(Arc::new(file.into())))
     }
 
     /// The namespace of the calling thread.
@@ -224,5 +247,43 @@ impl Inside {
             .stderr(Stdio::null())
             .status();
         status.map(|status| status.success()).map_err(NetnsError::Nft)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn unit_netns_below_a_root_is_found_through_that_roots_links() {
+        let root = tempfile::tempdir().unwrap();
+        let netns = root.path().join("run/netns/x");
+        std::fs::create_dir_all(netns.parent().unwrap()).unwrap();
+        std::fs::create_dir(root.path().join("var")).unwrap();
+        std::fs::write(&netns, "").unwrap();
+        symlink("/run", root.path().join("var/run")).unwrap();
+        symlink("../../..", root.path().join("var/up")).unwrap();
+        for path in ["/run/netns/x", "/var/run/netns/x", "/var/up/run/netns/x"] {
+            let opened = Netns::open_in(root.path(), Path::new(path)).unwrap();
+            assert_eq!(opened.id().unwrap(), NetnsId::at(&netns).unwrap(), "{path}");
+        }
+    }
+
+    #[test]
+    fn unit_netns_that_only_the_agents_root_has_is_not_opened() {
+        let (root, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(other.path().join("x"), "").unwrap();
+        symlink(other.path(), root.path().join("netns")).unwrap();
+        let refused = Netns::open_in(root.path(), Path::new("/netns/x")).unwrap_err();
+        assert_eq!(refused.to_string(), "open network namespace /netns/x");
+    }
+
+    #[test]
+    fn unit_netns_of_a_process_is_opened() {
+        let own = format!("/proc/{}/ns/net", std::process::id());
+        let opened = Netns::open_in(Path::new("/proc/self/root"), Path::new(&own)).unwrap();
+        assert_eq!(opened.id().unwrap(), Netns::current().unwrap().id().unwrap());
     }
 }

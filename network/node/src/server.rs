@@ -22,6 +22,7 @@ use tokio::net::UnixListener;
 
 use crate::attach::{AttachError, Attacher};
 use crate::metrics::Metrics;
+use crate::netns::{Netns, NetnsError};
 
 /// The largest call that is read, in bytes; real ones have some hundreds.
 const MAX_CALL: usize = 256 * 1024;
@@ -55,15 +56,15 @@ impl Connected<IncomingStream<'_, UnixListener>> for Caller {
 }
 
 impl Caller {
-    /// The caller's path as this process can open it: through the caller's root, as the runtime may have mounts of its
-    /// own. The caller waits for the answer, so its process is there.
-    fn path(self, path: &str) -> PathBuf {
+    /// The namespace at the caller's path. The runtime may have a root of its own; the caller waits for the answer, so
+    /// its process is there.
+    fn netns(self, path: &str) -> Result<Netns, NetnsError> {
         match self.process {
-            Some(process) => Path::new("/proc")
-                .join(process.to_string())
-                .join("root")
-                .join(path.trim_start_matches('/')),
-            None => path.into(),
+            Some(process) => Netns::open_in(
+                &Path::new("/proc").join(process.to_string()).join("root"),
+                Path::new(path),
+            ),
+            None => Netns::open(path),
         }
     }
 }
@@ -178,14 +179,14 @@ async fn answer(server: &Server, caller: Caller, wire: WireCall) -> (StatusCode,
 
 async fn carry_out(attacher: &Attacher, caller: Caller, call: Call) -> Result<Value, AttachError> {
     match call {
-        Call::Add(request) => attacher.add(&request, caller.path(&request.netns)).await,
+        Call::Add(request) => attacher.add(&request, caller.netns(&request.netns)?).await,
         Call::Check(request) => attacher
-            .check(&request, caller.path(&request.netns))
+            .check(&request, caller.netns(&request.netns)?)
             .await
             .map(|()| Value::Null),
         Call::Del(None) => Ok(Value::Null),
         Call::Del(Some(removal)) => {
-            let netns = removal.netns.as_deref().map(|path| caller.path(path));
+            let netns = removal.netns.as_deref().and_then(|path| caller.netns(path).ok());
             attacher.del(&removal, netns).await.map(|()| Value::Null)
         }
         Call::Status => attacher.ready().map(|()| Value::Null),

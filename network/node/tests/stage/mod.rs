@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -231,8 +231,9 @@ impl Stage {
             unreachable!()
         };
         let attacher = &self.nodes[pod.node].attacher;
-        let result = attacher.add(&request, request.netns.clone().into()).await?;
-        attacher.check(&request, request.netns.clone().into()).await?;
+        let netns = Netns::open(&request.netns)?;
+        let result = attacher.add(&request, netns.clone()).await?;
+        attacher.check(&request, netns).await?;
         Ok(result)
     }
 
@@ -251,7 +252,7 @@ impl Stage {
         let Call::Del(Some(removal)) = self.call("DEL", pod, tap, Value::Null, "org-acme")? else {
             unreachable!()
         };
-        let netns = removal.netns.clone().map(PathBuf::from);
+        let netns = removal.netns.as_deref().and_then(|path| Netns::open(path).ok());
         self.nodes[pod.node].attacher.del(&removal, netns).await
     }
 
