@@ -69,8 +69,13 @@ unit: components ## Unit, architecture and integration tests (the real API serve
 	@$(step) tests cargo nextest run --locked --workspace -E 'not test(/e2e_/)'
 
 .PHONY: e2e
-e2e: images testbed ## End-to-end tests on a real outer cluster
+e2e: images testbed ## End-to-end tests on a real outer cluster of their own
 	@$(step) e2e tests/tools/with-testbed e2e tests/tools/e2e
+
+.PHONY: story
+story: images testbed ## End-to-end stories whose name has NAME, all without; the cluster stays for the next one
+	@KEEP=1 tests/tools/with-testbed e2e cargo nextest run --locked --profile e2e -p kubernest-e2e --no-capture \
+		-E 'binary(/$(NAME)/) or test(/$(NAME)/)'
 
 .PHONY: bench
 bench: images testbed ## Measure time, memory and writes next to the same work without Kubernest
