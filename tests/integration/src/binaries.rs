@@ -1,6 +1,7 @@
-//! Where the upstream binaries are: below `KUBERNEST_COMPONENTS`, or where `vm-images/components/build` puts them.
+//! Where the upstream binaries are: below `KUBERNEST_COMPONENTS`, or where `vm-images/components/build` puts them
+//! (`KUBERNEST_CACHE` moves that).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Kubernetes version whose binaries are the outer cluster's.
 const KUBERNETES: &str = "kubernetes-v1.35.4";
@@ -19,16 +20,14 @@ pub struct Binaries {
 impl Binaries {
     /// The usual place.
     pub fn locate() -> Self {
-        let root = std::env::var_os("KUBERNEST_COMPONENTS")
-            .map(PathBuf::from)
-            .unwrap_or_else(|| {
-                let cache = std::env::var_os("XDG_CACHE_HOME")
-                    .map(PathBuf::from)
-                    .unwrap_or_else(|| {
-                        Path::new(&std::env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".cache")
-                    });
-                cache.join("kubernest/components")
-            });
+        let given = |name| std::env::var_os(name).map(PathBuf::from);
+        let home = || given("HOME").unwrap_or_else(|| "/".into()).join(".cache");
+        let cache = || {
+            given("KUBERNEST_CACHE")
+                .unwrap_or_else(|| given("XDG_CACHE_HOME").unwrap_or_else(home).join("kubernest"))
+                .join("components")
+        };
+        let root = given("KUBERNEST_COMPONENTS").unwrap_or_else(cache);
         Self { root }
     }
 
@@ -46,6 +45,14 @@ impl Binaries {
     /// When it is not built.
     pub fn kubernetes(&self, name: &str) -> Result<PathBuf, BinaryError> {
         self.find(KUBERNETES, name)
+    }
+
+    /// Helm.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn helm(&self) -> Result<PathBuf, BinaryError> {
+        self.find("helm", "helm")
     }
 
     fn find(&self, component: &str, name: &str) -> Result<PathBuf, BinaryError> {
