@@ -43,6 +43,7 @@ pub async fn measure(outer: &Outer, guest: &Guest, runs: u32) -> Result<Vec<Figu
     let mut figures = start(outer, guest, &image, runs).await?;
     figures.push(echo(outer, &image).await?);
     figures.extend(burst(outer, &image).await?);
+    figures.extend(fleet(outer).await?);
     outer.kubectl(&["delete", "namespace", NAMESPACE])?;
     Ok(figures)
 }
@@ -65,7 +66,7 @@ async fn start(outer: &Outer, guest: &Guest, image: &str, runs: u32) -> Result<V
         instances
             .create(&PostParams::default(), &instance("vm", "wait", "128Mi")?)
             .await?;
-        let spoke = first_line(outer, "vm").await?;
+        let spoke = said(outer, "vm", "").await?;
         machines.push(spoke.duration_since(created).as_secs_f64());
         remove(&instances, "vm").await?;
         let last = |all: &[f64]| all.last().copied().unwrap_or_default();
@@ -87,8 +88,8 @@ async fn start(outer: &Outer, guest: &Guest, image: &str, runs: u32) -> Result<V
     ])
 }
 
-/// When the launcher's container wrote the first line that is the guest's: its own are JSON.
-async fn first_line(outer: &Outer, name: &str) -> Result<Timestamp> {
+/// When the launcher's container wrote the first line of the guest's that has `text`; the launcher's own lines are JSON.
+async fn said(outer: &Outer, name: &str, text: &str) -> Result<Timestamp> {
     let instances = Api::<VirtualMachineInstance>::namespaced(outer.client.clone(), NAMESPACE);
     running(&instances, name).await?;
     let launchers = outer.launchers(NAMESPACE, name).await?;
@@ -101,12 +102,12 @@ async fn first_line(outer: &Outer, name: &str) -> Result<Timestamp> {
     };
     let mut lines = futures::AsyncBufReadExt::lines(pods.log_stream(&launcher, &params).await?);
     while let Some(line) = lines.try_next().await? {
-        let (time, text) = line.split_once(' ').unwrap_or((&line, ""));
-        if !text.starts_with('{') {
+        let (time, line) = line.split_once(' ').unwrap_or((&line, ""));
+        if !line.starts_with('{') && line.contains(text) {
             return Ok(time.parse()?);
         }
     }
-    bail!("the guest of {name} said nothing")
+    bail!("the guest of {name} ended without a line with {text:?}")
 }
 
 impl Guest {
@@ -232,6 +233,38 @@ async fn burst(outer: &Outer, image: &str) -> Result<Vec<Figure>> {
         Figure::alone("vmi_burst_writes", writes as f64 / BURST as f64, "1/VMI", None),
         Figure::beside("control_plane_mib", at_rest, "MiB", KUBEVIRT_MIB),
         Figure::beside("control_plane_20_vms_mib", loaded, "MiB", KUBEVIRT_MIB),
+    ])
+}
+
+/// What a machine needs beyond its guest's memory where ten share a node, and with it the pages of their programs.
+async fn fleet(outer: &Outer) -> Result<Vec<Figure>> {
+    let instances = Api::<VirtualMachineInstance>::namespaced(outer.client.clone(), NAMESPACE);
+    all_at_once(&instances, |name| instance(name, "shell", "128Mi"), is_in_running).await?;
+    let (mut overhead, mut own) = (Vec::new(), Vec::new());
+    for instance in instances.list(&ListParams::default()).await? {
+        said(outer, &instance.name_any(), "guest: ready").await?;
+    }
+    for instance in instances.list(&ListParams::default()).await? {
+        let launchers = outer.launchers(NAMESPACE, &instance.name_any()).await?;
+        let launcher = launchers.first().context("the launcher")?;
+        let memory = pods::memory(&launcher.uid().context("uid")?)?;
+        println!(
+            "   {}: {:.1?}, {:.1} MiB of it in no file; {:.1} MiB of translated code",
+            launcher.name_any(),
+            memory.by_program,
+            memory.in_no_file,
+            memory.translated
+        );
+        overhead.push(memory.by_program.values().sum());
+        own.push(memory.in_no_file);
+    }
+    remove_all(&instances).await?;
+    let (Some(overhead), Some(own)) = (median(overhead), median(own)) else {
+        bail!("nothing was measured")
+    };
+    Ok(vec![
+        Figure::alone("vm_overhead_20_vms_mib", overhead, "MiB", Some(60.0)),
+        Figure::alone("vm_in_no_file_20_vms_mib", own, "MiB", None),
     ])
 }
 
