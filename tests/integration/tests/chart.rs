@@ -1,5 +1,7 @@
 //! The Helm chart, rendered by the real helm without a cluster: what it takes, and how it names what is wrong.
 
+#![allow(clippy::unwrap_used, reason = "a test; helpers count as production code for clippy")]
+
 use std::process::{Command, Output};
 
 use kubernest_integration::Binaries;
