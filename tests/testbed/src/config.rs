@@ -270,7 +270,7 @@ fn kubelet(plan: &Plan, dir: &Dir, i: usize) -> String {
         "healthzBindAddress": "127.0.0.1",
         "readOnlyPort": 0,
         // All nodes see the machine's whole disk and memory: evict and collect only when nothing is left.
-        "evictionHard": {"memory.available": "64Mi", "nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%"},
+        "evictionHard": {"memory.available": "64Mi", "nodefs.available": "512Mi", "imagefs.available": "512Mi", "nodefs.inodesFree": "1%"},
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
         // Renewed every quarter of it: a dead node is seen within the controller manager's 25 s, at little cost.

@@ -9,10 +9,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::sys::statvfs::statvfs;
+
 use crate::{
     components,
     plan::{self, Group, Plan},
 };
+
+/// Room for a bed's images, data, logs and what its machines write; the end-to-end stories were seen to need 5 GiB.
+const ROOM_MIB: u64 = 6 * 1024;
 
 /// Why a bed's directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +51,16 @@ pub enum Error {
     /// No such bed.
     #[error("there is no bed {0}: raise it with `kubernest-testbed up --name {0}`")]
     NoBed(String),
+    /// The disk is nearly full, which would show itself late and far off: nodes under DiskPressure take no pods.
+    #[error(
+        "{path} has {free} MiB free and a bed takes {ROOM_MIB} MiB: free some, or let KUBERNEST_CACHE name a folder on another disk"
+    )]
+    Full {
+        /// The folder of all beds.
+        path: String,
+        /// What is there, in MiB.
+        free: u64,
+    },
     /// All networks are taken.
     #[error(
         "all {} networks for beds are taken: end one with `kubernest-testbed down --name <name>`",
@@ -161,6 +176,7 @@ impl Dir {
             }),
             Ok(there) => self.store(there.grown(nodes, volumes)?),
             Err(Error::NoBed(_)) => {
+                has_room(&beds()?)?;
                 let taken: Vec<u8> = all()?.iter().map(Plan::slot).collect();
                 for slot in (0..plan::SLOTS).filter(|s| !taken.contains(s)) {
                     let plan = Plan::new(name, slot, nodes, volumes)?.with_static_cpus(static_cpus);
@@ -228,6 +244,16 @@ pub fn write_if_changed(path: &Path, content: &[u8]) -> Result<bool, Error> {
     fs::write(&new, content).map_err(io_error("write", &new))?;
     fs::rename(&new, path).map_err(io_error("write", path))?;
     Ok(true)
+}
+
+fn has_room(path: &Path) -> Result<(), Error> {
+    let disk = statvfs(path).map_err(|errno| io_error("look at the disk of", path)(errno.into()))?;
+    let free = (disk.blocks_available() * disk.fragment_size()) >> 20;
+    if free >= ROOM_MIB {
+        return Ok(());
+    }
+    let path = path.display().to_string();
+    Err(Error::Full { path, free })
 }
 
 fn beds() -> Result<PathBuf, Error> {
