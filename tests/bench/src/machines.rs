@@ -26,6 +26,8 @@ use crate::writes;
 const NAMESPACE: &str = "bench-machines";
 /// Machines that are made at once.
 const BURST: usize = 20;
+/// Memory of each guest of the fleet, in bytes.
+const FLEET_GUEST: u64 = 128 << 20;
 /// Bytes that are sent to a console, one after the other.
 const ECHOES: usize = 100;
 /// What KubeVirt's components request for one node, in MiB (virt-operator ×2, virt-api ×2, virt-controller ×2, virt-handler).
@@ -239,7 +241,12 @@ async fn burst(outer: &Outer, image: &str) -> Result<Vec<Figure>> {
 /// What a machine needs beyond its guest's memory where ten share a node, and with it the pages of their programs.
 async fn fleet(outer: &Outer) -> Result<Vec<Figure>> {
     let instances = Api::<VirtualMachineInstance>::namespaced(outer.client.clone(), NAMESPACE);
-    all_at_once(&instances, |name| instance(name, "shell", "128Mi"), is_in_running).await?;
+    all_at_once(
+        &instances,
+        |name| instance(name, "shell", &FLEET_GUEST.to_string()),
+        is_in_running,
+    )
+    .await?;
     let (mut overhead, mut own) = (Vec::new(), Vec::new());
     for instance in instances.list(&ListParams::default()).await? {
         said(outer, &instance.name_any(), "guest: ready").await?;
@@ -247,12 +254,14 @@ async fn fleet(outer: &Outer) -> Result<Vec<Figure>> {
     for instance in instances.list(&ListParams::default()).await? {
         let launchers = outer.launchers(NAMESPACE, &instance.name_any()).await?;
         let launcher = launchers.first().context("the launcher")?;
-        let memory = pods::memory(&launcher.uid().context("uid")?)?;
+        let memory = pods::memory(&launcher.uid().context("uid")?, Some(FLEET_GUEST))?;
+        ensure!(memory.guest > 0.0, "no memory of the guest was found");
         println!(
-            "   {}: {:.1?}, {:.1} MiB of it in no file; {:.1} MiB of translated code",
+            "   {}: {:.1?}, {:.1} MiB of it in no file; guest {:.1} MiB, {:.1} MiB of translated code",
             launcher.name_any(),
             memory.by_program,
             memory.in_no_file,
+            memory.guest,
             memory.translated
         );
         overhead.push(memory.by_program.values().sum());
@@ -303,7 +312,7 @@ async fn control_plane_mib(outer: &Outer) -> Result<f64> {
     let pods = Api::<Pod>::namespaced(outer.client.clone(), SYSTEM_NAMESPACE);
     let mut by_program = BTreeMap::new();
     for pod in pods.list(&ListParams::default()).await? {
-        for (program, mib) in pods::memory(&pod.uid().unwrap_or_default())?.by_program {
+        for (program, mib) in pods::memory(&pod.uid().unwrap_or_default(), None)?.by_program {
             *by_program.entry(program).or_insert(0.0) += mib;
         }
     }

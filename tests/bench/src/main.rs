@@ -125,7 +125,7 @@ async fn sample(outer: &Outer, manifest: &std::path::Path, rest: Duration) -> Re
     }
     let (mut most, mut own, mut translated) = (0.0_f64, 0.0_f64, 0.0_f64);
     for launcher in sample.launchers().await? {
-        let memory = pods::memory(&launcher.uid)?;
+        let memory = pods::memory(&launcher.uid, None)?;
         let sum: f64 = memory.by_program.values().sum();
         println!(
             "   {}: {sum:.1} MiB beyond the guest's own ({:.1} MiB of them in no file) and {:.1} MiB of translated code: {:.1?}",

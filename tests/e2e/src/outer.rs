@@ -87,7 +87,7 @@ impl Outer {
     /// Fails when the machine's launcher pod uses more memory than it requested of its node.
     pub async fn memory_fits_its_request(&self, namespace: &str, machine: &str) -> Result<()> {
         for pod in self.launchers(namespace, machine).await? {
-            let memory = pods::memory(&pod.uid().context("uid")?)?;
+            let memory = pods::memory(&pod.uid().context("uid")?, None)?;
             let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
             let requests = containers.filter_map(|one| one.resources.as_ref()?.requests.as_ref()?.get("memory"));
             let mut requested = 0;

@@ -52,8 +52,9 @@ impl Memory {
     }
 }
 
-/// Measures it.
-pub fn memory(uid: &str) -> Result<Memory> {
+/// Measures it. The memory of a guest that shares none (with virtiofsd, for its filesystems) is told from qemu's own by its
+/// size in bytes.
+pub fn memory(uid: &str, unshared_guest: Option<u64>) -> Result<Memory> {
     let mut found = Memory {
         by_program: BTreeMap::new(),
         in_no_file: 0.0,
@@ -68,7 +69,7 @@ pub fn memory(uid: &str) -> Result<Memory> {
                 found.translated += mib;
                 continue;
             }
-            if is_guests(&map) {
+            if is_guests(&map) || is_unshared_guests(&map, unshared_guest) {
                 found.guest += mib;
                 continue;
             }
@@ -90,6 +91,11 @@ fn is_guests(map: &MemoryMap) -> bool {
     // The name goes on with " (deleted)", in the same component of the path.
     let memfd = |path: &Path| path.to_string_lossy().starts_with("/memfd:memory-backend-memfd");
     matches!(&map.pathname, MMapPath::Path(path) if memfd(path))
+}
+
+/// qemu maps it with a guard page behind it, so the kernel joins no other memory to it.
+fn is_unshared_guests(map: &MemoryMap, bytes: Option<u64>) -> bool {
+    matches!(map.pathname, MMapPath::Anonymous) && bytes == Some(map.address.1 - map.address.0)
 }
 
 /// Translated code is the only memory that is both written and executed.
