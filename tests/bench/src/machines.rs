@@ -249,10 +249,12 @@ async fn fleet(outer: &Outer) -> Result<Vec<Figure>> {
     )
     .await?;
     let (mut overhead, mut own) = (Vec::new(), Vec::new());
-    for instance in instances.list(&ListParams::default()).await? {
+    let fleet = instances.list(&ListParams::default()).await?;
+    // All are there before the first is measured: only then they share what they share.
+    for instance in &fleet {
         said(outer, &instance.name_any(), "guest: ready").await?;
     }
-    for instance in instances.list(&ListParams::default()).await? {
+    for instance in &fleet {
         let launchers = outer.launchers(NAMESPACE, &instance.name_any()).await?;
         let launcher = launchers.first().context("the launcher")?;
         let memory = pods::memory(&launcher.uid().context("uid")?, Some(FLEET_GUEST))?;

@@ -20,7 +20,11 @@ pub struct Binaries {
 impl Binaries {
     /// The usual place.
     pub fn locate() -> Self {
-        let given = |name| std::env::var_os(name).map(PathBuf::from);
+        let given = |name| {
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
         let home = || given("HOME").unwrap_or_else(|| "/".into()).join(".cache");
         let cache = || {
             given("KUBERNEST_CACHE")

@@ -20,8 +20,8 @@ fn template(arguments: &[&str]) -> Output {
 }
 
 #[rstest]
-#[case::defaults("baseDomain=clusters.example.org", "clusters.example.org")]
-#[case::replicas("operator.replicas=3", "matchLabelKeys: [pod-template-hash]")]
+#[case::base_domain("baseDomain=clusters.example.org", "clusters.example.org")]
+#[case::spread("operator.replicas=3", "matchLabelKeys: [pod-template-hash]")]
 #[case::kubelet("node.kubeletDir=/var/lib/k0s/kubelet", "path: /var/lib/k0s/kubelet/pod-resources")]
 #[case::node_port("ingress.service.type=NodePort,ingress.service.nodePort=30643", "nodePort: 30643")]
 #[case::resources("operator.resources.limits.memory=1Gi", "memory: 1Gi")]

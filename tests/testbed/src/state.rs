@@ -259,3 +259,18 @@ fn has_room(path: &Path) -> Result<(), Error> {
 fn beds() -> Result<PathBuf, Error> {
     Ok(components::cache_dir()?.join("testbed"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unit_a_bed_needs_room() {
+        // A file system of no size at all.
+        let refused = has_room(Path::new("/proc")).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("/proc has 0 MiB free and a bed takes 6144 MiB: "),
+            "{refused}"
+        );
+    }
+}
