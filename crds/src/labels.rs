@@ -43,6 +43,9 @@ pub const LAUNCHER_APP_VALUE: &str = "virt-launcher";
 pub const CREATED_BY: &str = "kubevirt.io/created-by";
 /// Label of a launcher pod: name of its VirtualMachineInstance (KubeVirt's name).
 pub const VM_NAME: &str = "vm.kubevirt.io/name";
+/// Label of a launcher pod: what tells its VirtualMachineInstance from others by its name, however long that is; what
+/// `virtctl expose` selects (KubeVirt's name).
+pub const VMI_ID: &str = "vmi.kubevirt.io/id";
 /// Annotation of a launcher pod: the domain's name (KubeVirt's name).
 pub const DOMAIN: &str = "kubevirt.io/domain";
 /// Extended resource for /dev/kvm (KubeVirt's name).

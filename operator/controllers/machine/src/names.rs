@@ -2,6 +2,7 @@
 //!
 //! Labels and finalizers that others know as well stand in `kubernest-crds`.
 
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 /// Field manager, event reporter and metrics prefix of the controllers.
@@ -14,6 +15,8 @@ pub const ANNOTATION_TEMPLATE_HASH: &str = "kubernest.io/template-hash";
 /// Longest name of a launcher pod: it becomes the pod's host name, a DNS label (RFC 1123).
 const POD_NAME_MAX: usize = 63;
 const POD_NAME_PREFIX: &str = "virt-launcher-";
+/// Longest value of a label.
+const LABEL_MAX: usize = 63;
 
 /// The launcher pod of an instance: one name for one uid, so that the API server refuses a second pod for it.
 pub fn launcher_pod(instance: &str, uid: &str) -> String {
@@ -25,6 +28,17 @@ pub fn launcher_pod(instance: &str, uid: &str) -> String {
         .take(room)
         .collect();
     format!("{POD_NAME_PREFIX}{}-{suffix}", part.trim_end_matches('-'))
+}
+
+/// What stands for an instance's name in labels, whose values have at most 63 characters: virtctl computes the same
+/// (KubeVirt's pkg/apimachinery/labels.go).
+pub fn instance_id(instance: &str) -> String {
+    if instance.len() <= LABEL_MAX {
+        return instance.to_owned();
+    }
+    let hash = &hex(&Sha1::digest(instance))[..8];
+    let part = &instance[..instance.floor_char_boundary(LABEL_MAX - hash.len() - 1)];
+    format!("{part}-{hash}")
 }
 
 /// The Secret with the key pair of that pod's control port; `attempt` is random, so nobody can make it first.
@@ -59,6 +73,15 @@ mod tests {
         assert!(launcher_pod("vm", "u1").starts_with("virt-launcher-vm-"));
         assert_ne!(launcher_pod("vm", "u1"), launcher_pod("vm", "u2"));
         assert_eq!(launcher_pod("vm", "u1").len(), "virt-launcher-vm-".len() + 5);
+    }
+
+    #[test]
+    fn build_instance_id_is_what_virtctl_selects() {
+        assert_eq!(instance_id("vm.a"), "vm.a");
+        assert_eq!(instance_id(&"a".repeat(63)), "a".repeat(63));
+        // printf %064d | tr 0 a | sha1sum
+        let expected = format!("{}-0098ba82", "a".repeat(54));
+        assert_eq!(instance_id(&"a".repeat(64)), expected);
     }
 
     #[test]

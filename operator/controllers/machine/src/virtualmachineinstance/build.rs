@@ -135,6 +135,7 @@ fn metadata(machine: &Machine) -> ObjectMeta {
             (labels::LAUNCHER_APP, labels::LAUNCHER_APP_VALUE),
             (labels::CREATED_BY, &uid),
             (labels::VM_NAME, &label_value(&name)),
+            (labels::VMI_ID, &names::instance_id(&name)),
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned())),
     );

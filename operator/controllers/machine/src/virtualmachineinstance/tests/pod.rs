@@ -79,7 +79,8 @@ fn build_pod_carries_identity_place_and_grace() {
     );
     let expected = json!({
         "kubernest.io/cluster": "customera", "kubevirt.io": "virt-launcher", "kubevirt.io/created-by": "u-1",
-        "vm.kubevirt.io/name": "customera-cp-0", "app.kubernetes.io/managed-by": "kubernest",
+        "vm.kubevirt.io/name": "customera-cp-0", "vmi.kubevirt.io/id": "customera-cp-0",
+        "app.kubernetes.io/managed-by": "kubernest",
     });
     assert_eq!(metadata["labels"], expected);
     assert_eq!(metadata["annotations"]["kubevirt.io/domain"], "customera-cp-0");
