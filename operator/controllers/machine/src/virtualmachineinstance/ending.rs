@@ -53,14 +53,15 @@ pub fn ending(pod: Option<&Pod>, node: NodeState, asked: bool) -> Option<Ending>
     };
     let status = pod.status.clone().unwrap_or_default();
     let over = is_over(&status);
+    // Whoever evicts or preempts a pod says so in it, and deletes it.
+    if over && let Some(why) = disruption(&status) {
+        return Some(Ending::failed(reasons::POD_EVICTED, why));
+    }
     if !asked && over && pod.metadata.deletion_timestamp.is_some() {
         return Some(Ending::failed(
             reasons::POD_DELETED,
             "the launcher pod was deleted".to_owned(),
         ));
-    }
-    if over && let Some(why) = disruption(&status) {
-        return Some(Ending::failed(reasons::POD_EVICTED, why));
     }
     if over {
         let ending = by_termination(&status);

@@ -79,8 +79,12 @@ fn ready(status: &str) -> Value {
     "status": {"phase": "Succeeded"}})), "Failed", reasons::POD_DELETED)]
 #[case::evicted("Running", Some(json!({"status": {"phase": "Failed", "reason": "Evicted", "message": "low memory"}})),
     "Failed", reasons::POD_EVICTED)]
-#[case::preempted("Running", Some(json!({"status": {"phase": "Failed", "conditions": [
-    {"type": "DisruptionTarget", "status": "True", "message": "preempted"}]}})), "Failed", reasons::POD_EVICTED)]
+#[case::preempted("Running", Some(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"},
+    "status": {"phase": "Succeeded", "conditions": [
+        {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "preempted"}]}})),
+    "Failed", reasons::POD_EVICTED)]
+#[case::evicted_by_the_kubelet("Running", Some(json!({"status": {"phase": "Failed", "conditions": [
+    {"type": "DisruptionTarget", "status": "True", "message": "low memory"}]}})), "Failed", reasons::POD_EVICTED)]
 #[case::shutdown("Running", Some(json!({"status": {"phase": "Succeeded", "containerStatuses": container(json!(
     {"terminated": {"exitCode": 0, "message": "{\"reason\":\"GuestShutdown\",\"message\":\"powered off\"}"}}))}})),
     "Succeeded", "GuestShutdown")]
