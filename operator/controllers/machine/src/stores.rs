@@ -365,7 +365,8 @@ fn prune_metadata<K: Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
 }
 
-/// Keeps what says where a launcher is, whether it may use KVM, how it fares, and how long it was given to end.
+/// Keeps what says where a launcher is, whether it may use KVM, what it is asked, how it fares, and how long it was given
+/// to end.
 fn prune_pod(pod: &mut Pod) {
     prune_metadata(pod);
     let Some(spec) = &mut pod.spec else { return };
@@ -373,6 +374,9 @@ fn prune_pod(pod: &mut Pod) {
     let containers = containers.map(|container| Container {
         name: container.name,
         resources: container.resources,
+        startup_probe: container.startup_probe,
+        readiness_probe: container.readiness_probe,
+        liveness_probe: container.liveness_probe,
         ..Container::default()
     });
     *spec = PodSpec {
@@ -424,4 +428,32 @@ fn prune_node(node: &mut Node) {
         addresses: status.addresses,
         ..NodeStatus::default()
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn stores_keep_of_a_pod_what_decisions_are_made_by() {
+        let probe = json!({"tcpSocket": {"port": 22}});
+        let kept = json!({
+            "name": "compute", "resources": {"limits": {"devices.kubevirt.io/kvm": "1"}},
+            "startupProbe": probe, "readinessProbe": probe, "livenessProbe": probe,
+        });
+        let mut whole = kept.clone();
+        whole["env"] = json!([{"name": "a", "value": "b"}]);
+        let pod = |container: &serde_json::Value| -> Pod {
+            serde_json::from_value(json!({"spec": {
+                "containers": [container], "nodeName": "n", "terminationGracePeriodSeconds": 45,
+            }}))
+            .unwrap()
+        };
+        let mut pruned = pod(&whole);
+        pruned.spec.as_mut().unwrap().volumes = Some(Vec::new());
+        prune_pod(&mut pruned);
+        assert_eq!(pruned, pod(&kept));
+    }
 }
