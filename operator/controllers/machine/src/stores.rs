@@ -382,6 +382,7 @@ fn prune_pod(pod: &mut Pod) {
     *spec = PodSpec {
         containers: containers.collect(),
         node_name: spec.node_name.take(),
+        readiness_gates: spec.readiness_gates.take(),
         termination_grace_period_seconds: spec.termination_grace_period_seconds,
         ..PodSpec::default()
     };
@@ -447,7 +448,8 @@ mod tests {
         whole["env"] = json!([{"name": "a", "value": "b"}]);
         let pod = |container: &serde_json::Value| -> Pod {
             serde_json::from_value(json!({"spec": {
-                "containers": [container], "nodeName": "n", "terminationGracePeriodSeconds": 45,
+                "containers": [container], "nodeName": "n", "readinessGates": [{"conditionType": "a"}],
+                "terminationGracePeriodSeconds": 45,
             }}))
             .unwrap()
         };

@@ -4,16 +4,19 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use kube::ResourceExt;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use kubernest_crds::kubevirt::v1::{
     PRESET_CONFLICTS, VMI_FINALIZER, VirtualMachineInstance, VirtualMachineInstanceStatus, phase, vmi_conditions,
 };
 
+use serde_json::json;
+
 use super::dereference::{Observed, belongs};
 use super::validate::Machine;
 use super::{Error, build, console, credentials, ending, phase_of, resources};
+use crate::names::MANAGER;
 use crate::write::{self, Created};
 use crate::{Context, conditions};
 
@@ -37,13 +40,14 @@ pub async fn hold(
 }
 
 /// Lets the instance go.
-pub async fn release(instance: &VirtualMachineInstance, ctx: &Context) -> Result<(), Error> {
+pub async fn release(instance: &VirtualMachineInstance, observed: &Observed, ctx: &Context) -> Result<(), Error> {
     match ctx.applier.remove_finalizer(instance, VMI_FINALIZER).await {
         // It changed meanwhile, which its watch event will tell.
         Err(error) if error.is_conflict() => {}
         other => other.map_err(Error::Finalizer)?,
     }
     ctx.fresh.forget(instance);
+    observed.pod.iter().for_each(|pod| ctx.fresh.forget(pod));
     Ok(())
 }
 
@@ -139,6 +143,29 @@ pub async fn status(
         .map_err(Error::Status)?
     {
         ctx.fresh.wrote(&written);
+    }
+    Ok(())
+}
+
+/// Changes the condition of the pod's readiness gate, in the very pod that was seen.
+pub async fn gate(pod: Option<&Pod>, change: Option<PodCondition>, ctx: &Context) -> Result<(), Error> {
+    // Its cache may not have the last change; then its watch event will tell.
+    let Some((pod, condition)) = pod.filter(|pod| !ctx.fresh.is_stale(*pod)).zip(change) else {
+        return Ok(());
+    };
+    let body = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [condition]}});
+    let params = PatchParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let patched = write::api::<Pod>(&ctx.client, pod)
+        .patch_status(&pod.name_any(), &params, &Patch::Strategic(body))
+        .await;
+    match patched {
+        Ok(patched) => ctx.fresh.wrote(&patched),
+        // It is gone.
+        Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409) => {}
+        Err(error) => return Err(Error::Gate(error)),
     }
     Ok(())
 }

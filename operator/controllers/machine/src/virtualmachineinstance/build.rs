@@ -18,7 +18,7 @@ use kubernest_crds::labels;
 use kubernest_domain::{Accelerator, LAUNCH_ENV, Launch, paths, probe as asked};
 
 use super::validate::Machine;
-use super::{networks, resources, validate, volumes};
+use super::{gate, networks, resources, validate, volumes};
 use crate::names;
 
 /// Name of the only container (KubeVirt's name).
@@ -88,6 +88,7 @@ pub fn launcher_pod(
         metadata: metadata(machine),
         spec: Some(PodSpec {
             containers: vec![container],
+            readiness_gates: Some(gate::gates()),
             volumes: Some(mounted.volumes),
             image_pull_secrets: pull_secrets(spec),
             restart_policy: Some("Never".to_owned()),

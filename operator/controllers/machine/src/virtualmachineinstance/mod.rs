@@ -13,6 +13,7 @@ mod console;
 mod credentials;
 mod dereference;
 mod ending;
+mod gate;
 mod networks;
 pub mod resources;
 mod status;
@@ -56,10 +57,12 @@ pub mod reasons {
     pub const POD_NOT_EXISTS: &str = "PodNotExists";
     /// Ready: the launcher pod is being deleted (KubeVirt's word).
     pub const POD_TERMINATING: &str = "PodTerminating";
-    /// Ready: the pod reports no readiness yet (KubeVirt's word).
+    /// Ready: the pod reports no readiness (KubeVirt's word).
     pub const POD_CONDITION_MISSING: &str = "PodConditionMissing";
     /// Ready: the domain does not run (KubeVirt's word).
     pub const GUEST_NOT_RUNNING: &str = "GuestNotRunning";
+    /// Ready: the guest stands still (Kubernetes' word for the pod, KubeVirt's for the instance).
+    pub const GATES_NOT_READY: &str = "ReadinessGatesNotReady";
     /// Ready: the guest runs and its readiness probe fails.
     pub const GUEST_NOT_ANSWERING: &str = "GuestNotAnswering";
     /// Ready: the node does not answer.
@@ -121,6 +124,9 @@ pub enum Error {
     /// Writing the status.
     #[error("cannot write the status")]
     Status(#[source] kube::Error),
+    /// Writing the pod's condition.
+    #[error("cannot change the launcher pod's readiness gate")]
+    Gate(#[source] kube::Error),
 }
 
 impl StepError for Error {
@@ -135,6 +141,7 @@ impl StepError for Error {
             Self::DeletePod(_) => "delete_pod",
             Self::Console(_) => "console",
             Self::Status(_) => "status",
+            Self::Gate(_) => "gate",
         }
     }
 }
@@ -232,7 +239,7 @@ pub async fn reconcile(instance: Arc<VirtualMachineInstance>, ctx: Arc<Context>)
         }
     }
     if deleting && may_go(&observed) {
-        apply::release(&instance, &ctx).await?;
+        apply::release(&instance, &observed, &ctx).await?;
         return Ok(Action::await_change());
     }
     let shares = |pod: &&Pod| resources::shares_processors(&instance.spec, pod);
@@ -245,7 +252,11 @@ pub async fn reconcile(instance: Arc<VirtualMachineInstance>, ctx: Arc<Context>)
         obstacle: obstacle.as_ref(),
         emulation: ctx.options.emulation,
     };
-    let status = status::status(&instance, seen, Timestamp::now());
+    let now = Timestamp::now();
+    let status = status::status(&instance, seen, now);
+    let pod = observed.pod.as_ref();
+    let gate = pod.and_then(|pod| gate::change(&instance, &status, pod, now));
     apply::status(&instance, status, &observed, &ctx).await?;
+    apply::gate(pod, gate, &ctx).await?;
     failure.map_or(Ok(Action::requeue(RESYNC)), Err)
 }

@@ -21,9 +21,9 @@ use super::build::CONTAINER;
 use super::dereference::node_of;
 use super::ending::{self, Ending};
 use super::validate::{self, Binding, Obstacle};
-use super::{networks, reasons, resources};
+use super::{gate, networks, reasons, resources};
 use crate::Emulation;
-use crate::conditions::{self, FALSE, TRUE, clear, set};
+use crate::conditions::{self, FALSE, TRUE, clear, is_true, set};
 use crate::stores::NodeState;
 
 /// Condition type that carries the scheduler's refusal (KubeVirt copies the pod's).
@@ -113,7 +113,8 @@ pub fn status(instance: &VirtualMachineInstance, seen: Seen<'_>, now: Timestamp)
     status
 }
 
-fn starts_paused(instance: &VirtualMachineInstance) -> bool {
+/// Whether its guest is to stand still at first.
+pub fn starts_paused(instance: &VirtualMachineInstance) -> bool {
     instance.spec.start_strategy.as_deref() == Some(start_strategy::PAUSED)
 }
 
@@ -143,7 +144,8 @@ fn guest_runs(pod: &Pod) -> bool {
     if by_startup {
         return compute(pod).is_some_and(|container| is_running(container) && container.started == Some(true));
     }
-    pod_condition(pod, "Ready").is_some_and(|ready| ready.status == TRUE)
+    // Not the pod's readiness, which it has not while the guest stands still.
+    pod_condition(pod, "ContainersReady").is_some_and(|ready| ready.status == TRUE)
 }
 
 fn set_conditions(
@@ -156,12 +158,13 @@ fn set_conditions(
     let running = status.phase.as_deref() == Some(phase::RUNNING);
     let is_over = status.phase.as_deref().is_some_and(super::is_final);
     let all = &mut status.conditions;
+    let paused = is_true(all, vmi_conditions::PAUSED);
     match over {
         Some(over) => set(all, vmi_conditions::READY, FALSE, &over.reason, &describe(over), now),
         // What ended it stays in the words of Ready.
         None if is_over => {}
         None => {
-            let (ready, reason, message) = readiness(seen, running);
+            let (ready, reason, message) = readiness(seen, running, paused);
             set(
                 all,
                 vmi_conditions::READY,
@@ -216,7 +219,7 @@ fn asks_the_guest(pod: &Pod) -> bool {
 }
 
 /// Ready mirrors the pod's readiness: the launcher's word that the domain runs, or the answer to the instance's probe.
-fn readiness(seen: Seen<'_>, running: bool) -> (bool, &'static str, String) {
+fn readiness(seen: Seen<'_>, running: bool, paused: bool) -> (bool, &'static str, String) {
     let Some(pod) = seen.pod else {
         let why = seen.obstacle.map(ToString::to_string);
         return (
@@ -239,18 +242,26 @@ fn readiness(seen: Seen<'_>, running: bool) -> (bool, &'static str, String) {
             reasons::POD_TERMINATING,
             "the launcher pod is being deleted".to_owned(),
         ),
-        None if !running => (
-            false,
-            reasons::POD_CONDITION_MISSING,
-            "the launcher pod has no Ready condition yet".to_owned(),
-        ),
-        None => (
+        // One sentence for all that happens until then: a word for each would be a write for each.
+        _ if !running => (
             false,
             reasons::GUEST_NOT_RUNNING,
-            "the launcher pod lost its Ready condition".to_owned(),
+            "the guest is not running yet".to_owned(),
+        ),
+        // Its pod says so a moment later, and a moment longer.
+        _ if paused || gate::is_shut(pod) => (false, reasons::GATES_NOT_READY, "the guest is paused".to_owned()),
+        None => (
+            false,
+            reasons::POD_CONDITION_MISSING,
+            "the launcher pod has no Ready condition".to_owned(),
         ),
         Some(ready) if ready.status == TRUE => (true, "", String::new()),
-        Some(_) if running && asks_the_guest(pod) => (
+        Some(ready) if ready.reason.as_deref() == Some(reasons::GATES_NOT_READY) => (
+            false,
+            reasons::GATES_NOT_READY,
+            ready.message.clone().unwrap_or_default(),
+        ),
+        Some(_) if asks_the_guest(pod) => (
             false,
             reasons::GUEST_NOT_ANSWERING,
             "the guest runs and does not answer its readiness probe".to_owned(),
@@ -260,7 +271,7 @@ fn readiness(seen: Seen<'_>, running: bool) -> (bool, &'static str, String) {
             (
                 false,
                 reasons::GUEST_NOT_RUNNING,
-                message.unwrap_or_else(|| "the guest is not running yet".to_owned()),
+                message.unwrap_or_else(|| "the launcher pod is not ready".to_owned()),
             )
         }
     }
@@ -464,7 +475,8 @@ pub fn bounded<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
     lines
 }
 
-fn pod_condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
+/// The pod's condition `type_`.
+pub fn pod_condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
     pod.status
         .as_ref()?
         .conditions

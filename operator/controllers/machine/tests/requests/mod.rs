@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::story;
 use crate::support::kubelet::Kubelet;
-use crate::support::stage::{PATIENCE, Stage, Theatre, machine, printable};
+use crate::support::stage::{PATIENCE, Stage, Theatre, machine, printable, ready};
 
 /// Tells all of them.
 pub async fn tell(theatre: &Theatre) {
@@ -21,6 +21,7 @@ pub async fn tell(theatre: &Theatre) {
     story("manual", reconcile_manual(&stage("manual").await).boxed()).await;
     story("restart", reconcile_restart(&stage("restart").await).boxed()).await;
     story("a stop lasts", reconcile_stop_lasts(&stage("stop").await).boxed()).await;
+    story("pause", reconcile_pause(&stage("pause").await).boxed()).await;
     story("start paused", reconcile_start_paused(&stage("paused").await).boxed()).await;
     story(
         "bad request",
@@ -139,10 +140,9 @@ async fn reconcile_start_paused(stage: &Stage) {
     assert!(conditions.iter().all(|condition| condition.type_ != "RestartRequired"));
     let instance = stage.instance().await;
     assert_eq!(instance.spec.start_strategy.as_deref(), Some("Paused"));
+    assert!(gate_of(stage).await.is_none(), "no Service has it before it goes on");
     unpause(stage, &instance).await;
-    let running = stage
-        .machine_when("running machine", |machine| printable(machine) == "Running")
-        .await;
+    let running = stage.running().await;
     looked_at_again(stage).await;
     let now = stage.machines().get("vm").await.unwrap();
     assert_eq!(printable(&now), "Running", "it is not paused again");
@@ -154,6 +154,45 @@ async fn reconcile_start_paused(stage: &Stage) {
     stage.ask(paused).await;
     let machine = stage.machine_when("paused machine", shown).await;
     assert_eq!(machine.spec.run_strategy.as_deref(), Some("Always"));
+}
+
+/// The condition of its pod's readiness gate.
+async fn gate_of(stage: &Stage) -> Option<String> {
+    let conditions = stage.pod().await.status.unwrap().conditions.unwrap_or_default();
+    let mut conditions = conditions.into_iter();
+    let gate = conditions.find(|condition| condition.type_ == "kubevirt.io/virtual-machine-unpaused")?;
+    Some(gate.status)
+}
+
+/// A machine that is paused is not ready, and in no Service, until it goes on.
+async fn reconcile_pause(stage: &Stage) {
+    stage.create(with("Always")).await;
+    stage.running().await;
+    assert_eq!(gate_of(stage).await.as_deref(), Some("True"));
+    let paused = json!([{"op": "add", "path": "/status/conditions/-", "value": {"type": "Paused", "status": "True"}}]);
+    let paused = Patch::<()>::Json(serde_json::from_value(paused).unwrap());
+    let params = PatchParams::default();
+    stage.instances().patch_status("vm", &params, &paused).await.unwrap();
+    let shown = stage.machine_when("paused machine", |machine| {
+        printable(machine) == "Paused" && !ready(machine)
+    });
+    let conditions = shown.await.status.unwrap().conditions;
+    let told = conditions.iter().find(|condition| condition.type_ == "Ready").unwrap();
+    assert_eq!(told.reason.as_deref(), Some("ReadinessGatesNotReady"));
+    let unready = |pod: Option<&Pod>| {
+        let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_ref());
+        let mut conditions = conditions.into_iter().flatten();
+        conditions.any(|condition| condition.type_ == "Ready" && condition.status == "False")
+    };
+    let pod = stage.pod().await.name_any();
+    let wait = await_condition(stage.pods(), &pod, unready);
+    tokio::time::timeout(PATIENCE, wait)
+        .await
+        .expect("an unready pod")
+        .unwrap();
+    assert_eq!(gate_of(stage).await.as_deref(), Some("False"));
+    unpause(stage, &stage.instance().await).await;
+    stage.running().await;
 }
 
 /// As `kubernest-api` does once the launcher unpaused the guest.

@@ -116,21 +116,37 @@ async fn step(api: &Api<Pod>, pod: &Pod) {
     } else if phase == "Pending" {
         patch(api, &name, running("False")).await;
         patch(api, &name, running("True")).await;
+    } else if !over && (holds(pod, "Ready") != is_ready(pod)) {
+        let conditions = json!([{"type": "Ready", "status": if is_ready(pod) { "True" } else { "False" }}]);
+        patch(api, &name, json!({"conditions": conditions})).await;
     }
 }
 
-/// Merges into the pod's status.
-pub async fn patch(api: &Api<Pod>, name: &str, status: Value) {
-    let _ = api
-        .patch_status(name, &PatchParams::default(), &Patch::Merge(json!({"status": status})))
-        .await;
+fn holds(pod: &Pod, condition: &str) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions
+        .into_iter()
+        .any(|one| one.type_ == condition && one.status == "True")
 }
 
-/// The status of a pod whose container runs.
+/// Containers and gates, as the kubelet has it.
+fn is_ready(pod: &Pod) -> bool {
+    let gates = pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
+    let mut gates = gates.into_iter();
+    holds(pod, "ContainersReady") && gates.all(|gate| holds(pod, &gate.condition_type))
+}
+
+/// Merges into the pod's status, its conditions by their type.
+pub async fn patch(api: &Api<Pod>, name: &str, status: Value) {
+    let patch = Patch::Strategic(json!({"status": status}));
+    let _ = api.patch_status(name, &PatchParams::default(), &patch).await;
+}
+
+/// The status of a pod whose container runs; that the pod is ready follows.
 pub fn running(ready: &str) -> Value {
     json!({
         "phase": "Running", "podIP": "10.1.0.5", "podIPs": [{"ip": "10.1.0.5"}],
-        "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": ready}],
+        "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "ContainersReady", "status": ready}],
         "containerStatuses": [container(json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}}), ready == "True")],
     })
 }
@@ -139,7 +155,7 @@ pub fn running(ready: &str) -> Value {
 pub fn ended(phase: &str, code: i32, message: &str) -> Value {
     json!({
         "phase": phase,
-        "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "False"}],
+        "conditions": [{"type": "ContainersReady", "status": "False"}, {"type": "Ready", "status": "False"}],
         "containerStatuses": [container(json!({"terminated": {"exitCode": code, "message": message}}), false)],
     })
 }

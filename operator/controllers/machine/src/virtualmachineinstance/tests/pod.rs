@@ -98,6 +98,8 @@ fn build_pod_carries_identity_place_and_grace() {
     assert_eq!(spec["priorityClassName"], "machines");
     assert_eq!(spec["hostname"], "cp-0");
     assert_eq!(spec["imagePullSecrets"], json!([{"name": "registry"}]));
+    let gates = json!([{"conditionType": "kubevirt.io/virtual-machine-unpaused"}]);
+    assert_eq!(spec["readinessGates"], gates);
     let probe = &spec["containers"][0]["readinessProbe"];
     assert_eq!(probe["httpGet"], json!({"path": "/readyz", "port": 49080}));
     assert_eq!(probe["periodSeconds"], 2);

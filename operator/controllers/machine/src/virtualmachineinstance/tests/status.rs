@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::super::status::{POD_SCHEDULED, Seen, status};
 use super::super::validate::Obstacle;
-use super::super::{ending, reasons};
+use super::super::{ending, gate, reasons};
 use super::{instance, read};
 use crate::stores::NodeState;
 use crate::{Emulation, conditions};
@@ -52,12 +52,13 @@ fn started(started: bool) -> Value {
 }
 
 fn ready(status: &str) -> Value {
-    json!([{"type": "Ready", "status": status}])
+    json!([{"type": "ContainersReady", "status": status}, {"type": "Ready", "status": status}])
 }
 
 #[rstest]
 #[case::new("", None, "Pending", reasons::POD_NOT_EXISTS)]
-#[case::made("Pending", Some(json!({"status": {"phase": "Pending"}})), "Scheduling", reasons::POD_CONDITION_MISSING)]
+#[case::made("Pending", Some(json!({"status": {"phase": "Pending"}})), "Scheduling", reasons::GUEST_NOT_RUNNING)]
+#[case::says_nothing_any_more("Running", Some(json!({})), "Running", reasons::POD_CONDITION_MISSING)]
 #[case::pulls("Scheduling", Some(json!({"status": {"conditions": ready("False"),
     "containerStatuses": container(json!({"waiting": {"reason": "ContainerCreating"}}))}})), "Scheduling", reasons::GUEST_NOT_RUNNING)]
 #[case::boots("Scheduling", Some(json!({"status": {"conditions": ready("False"),
@@ -381,6 +382,84 @@ fn status_a_guest_started_paused_is_told_once() {
     assert_eq!(conditions::get(&over.conditions, "Paused"), None);
 }
 
+fn gated(conditions: Value) -> Pod {
+    pod(json!({"spec": {"readinessGates": [{"conditionType": gate::UNPAUSED}]}, "status": {"conditions": conditions}}))
+}
+
+fn seen(pod: &Pod) -> Seen<'_> {
+    Seen {
+        pod: Some(pod),
+        node: NodeState::Up,
+        obstacle: None,
+        emulation: Emulation::Auto,
+    }
+}
+
+#[test]
+fn status_a_guest_that_stands_still_is_not_ready() {
+    let open = gated(ready("True"));
+    let shut = gated(json!([
+        {"type": "ContainersReady", "status": "True"},
+        {"type": "Ready", "status": "False", "reason": "ReadinessGatesNotReady"},
+        {"type": gate::UNPAUSED, "status": "False"},
+    ]));
+    let readiness = |instance: &VirtualMachineInstance, pod: &Pod| {
+        let status = status(instance, seen(pod), now());
+        let ready = conditions::get(&status.conditions, "Ready").unwrap().clone();
+        (status, ready.status, ready.reason.unwrap_or_default())
+    };
+    let mut instance = in_phase("Running");
+    instance.status.as_mut().unwrap().conditions = read(json!([{"type": "Paused", "status": "True"}]));
+    // Before the pod says so, and no other word of it afterwards.
+    let (first, status, reason) = readiness(&instance, &open);
+    assert_eq!((&*status, &*reason), ("False", reasons::GATES_NOT_READY));
+    instance.status = Some(first.clone());
+    assert_eq!(readiness(&instance, &shut).0, first);
+    conditions::clear(&mut instance.status.as_mut().unwrap().conditions, "Paused");
+    let (after, status, _) = readiness(&instance, &shut);
+    assert_eq!(
+        (&*status, after.conditions.len()),
+        ("False", first.conditions.len() - 1)
+    );
+    assert_eq!(readiness(&instance, &open).1, "True");
+    // One that is started paused has no such pod that is Ready, and is found to run nevertheless.
+    let mut instance = in_phase("Scheduled");
+    instance.spec.start_strategy = Some("Paused".to_owned());
+    let (started, status, reason) = readiness(&instance, &shut);
+    assert_eq!(started.phase.as_deref(), Some("Running"));
+    assert_eq!((&*status, &*reason), ("False", reasons::GATES_NOT_READY));
+}
+
+#[rstest]
+#[case::made("Scheduling", json!({}), json!([]), Some("True"))]
+#[case::open("Running", json!({}), json!([{"type": gate::UNPAUSED, "status": "True"}]), None)]
+#[case::paused("Running", json!({"paused": true}), json!([{"type": gate::UNPAUSED, "status": "True"}]), Some("False"))]
+#[case::stays_paused("Running", json!({"paused": true}), json!([{"type": gate::UNPAUSED, "status": "False"}]), None)]
+#[case::goes_on("Running", json!({}), json!([{"type": gate::UNPAUSED, "status": "False"}]), Some("True"))]
+#[case::starts_paused("Scheduled", json!({"starts_paused": true}), json!([]), None)]
+#[case::started_paused("Running", json!({"starts_paused": true, "paused": true}), json!([]), None)]
+#[case::started_paused_and_unpaused("Running", json!({"starts_paused": true}), json!([]), Some("True"))]
+#[case::over("Succeeded", json!({}), json!([]), None)]
+#[case::is_stopped("Scheduling", json!({"deleted": true}), json!([]), None)]
+fn plan_readiness_gate_follows_the_guest(
+    #[case] phase: &str,
+    #[case] which: Value,
+    #[case] has: Value,
+    #[case] expected: Option<&str>,
+) {
+    let mut instance = in_phase(phase);
+    instance.spec.start_strategy = which["starts_paused"].as_bool().map(|_| "Paused".to_owned());
+    instance.metadata.deletion_timestamp = which["deleted"].as_bool().map(|_| conditions::seconds(now()));
+    let mut status = instance.status.clone().unwrap();
+    if which["paused"].is_boolean() {
+        status.conditions = read(json!([{"type": "Paused", "status": "True"}]));
+    }
+    let change = gate::change(&instance, &status, &gated(has.clone()), now());
+    assert_eq!(change.map(|condition| condition.status).as_deref(), expected);
+    let older = pod(json!({"status": {"conditions": has}}));
+    assert_eq!(gate::change(&instance, &status, &older, now()), None, "it has no gate");
+}
+
 #[test]
 fn status_keeps_what_the_agent_told() {
     let mut instance = in_phase("Running");
@@ -388,10 +467,7 @@ fn status_keeps_what_the_agent_told() {
     told.guest_os_info = Some(read(json!({"id": "tiny"})));
     told.conditions
         .push(read(json!({"type": "AgentConnected", "status": "True"})));
-    let (told, runs) = (
-        told.clone(),
-        pod(json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}})),
-    );
+    let (told, runs) = (told.clone(), pod(json!({"status": {"conditions": ready("True")}})));
     let seen = |pod| Seen {
         pod: Some(pod),
         node: NodeState::Up,
