@@ -35,6 +35,8 @@ pub const SCHEDULABLE: &str = "kubevirt.io/schedulable";
 pub const CPU_MANAGER: &str = "kubevirt.io/cpumanager";
 /// The same under the name that KubeVirt had for it before, and still writes.
 pub const CPU_MANAGER_BEFORE: &str = "cpumanager";
+/// Label of a VirtualMachineInstance: the node that it is on (KubeVirt's name).
+pub const NODE_NAME: &str = "kubevirt.io/nodeName";
 /// Label of launcher pods (KubeVirt's name), with value [`LAUNCHER_APP_VALUE`].
 pub const LAUNCHER_APP: &str = "kubevirt.io";
 /// Value of [`LAUNCHER_APP`].

@@ -134,6 +134,7 @@ async fn reconcile_create(stage: &Stage) {
         (Some(1), Some(1))
     );
     let instance = stage.instance().await;
+    assert_eq!(instance.labels()["kubevirt.io/nodeName"], NODE);
     let seen = instance.status.unwrap();
     assert_eq!(seen.phase.as_deref(), Some("Running"));
     assert_eq!(seen.node_name.as_deref(), Some(NODE));

@@ -11,11 +11,12 @@ use kubernest_crds::kubevirt::v1::{
     PRESET_CONFLICTS, VMI_FINALIZER, VirtualMachineInstance, VirtualMachineInstanceStatus, phase, vmi_conditions,
 };
 
+use kubernest_crds::labels;
 use serde_json::json;
 
 use super::dereference::{Observed, belongs};
 use super::validate::Machine;
-use super::{Error, build, console, credentials, ending, phase_of, resources};
+use super::{Error, build, console, credentials, ending, is_final, phase_of, resources};
 use crate::names::MANAGER;
 use crate::write::{self, Created};
 use crate::{Context, conditions};
@@ -147,6 +148,46 @@ pub async fn status(
     Ok(())
 }
 
+/// Labels the instance with its node, in the version that `status` follows from; `None` when it changed meanwhile, which its
+/// watch event will tell.
+///
+/// A write of its own, as those of a status take no labels along.
+pub async fn place(
+    instance: Arc<VirtualMachineInstance>,
+    status: &VirtualMachineInstanceStatus,
+    ctx: &Context,
+) -> Result<Option<Arc<VirtualMachineInstance>>, Error> {
+    let labelled = instance.labels().get(labels::NODE_NAME);
+    let Some(node) = status.node_name.as_ref().filter(|node| labelled != Some(*node)) else {
+        return Ok(Some(instance));
+    };
+    // Nobody looks for it there any more.
+    if instance.metadata.deletion_timestamp.is_some() || status.phase.as_deref().is_some_and(is_final) {
+        return Ok(Some(instance));
+    }
+    let change = json!({"metadata": {
+        "uid": instance.uid(), "resourceVersion": instance.resource_version(), "labels": {(labels::NODE_NAME): node},
+    }});
+    let patched = write::api::<VirtualMachineInstance>(&ctx.client, &instance)
+        .patch(&instance.name_any(), &params(), &Patch::Merge(change))
+        .await;
+    match patched {
+        Ok(patched) => {
+            ctx.fresh.wrote(&patched);
+            Ok(Some(Arc::new(patched)))
+        }
+        Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409) => Ok(None),
+        Err(error) => Err(Error::Place(error)),
+    }
+}
+
+fn params() -> PatchParams {
+    PatchParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
+}
+
 /// Changes the condition of the pod's readiness gate, in the very pod that was seen.
 pub async fn gate(pod: Option<&Pod>, change: Option<PodCondition>, ctx: &Context) -> Result<(), Error> {
     // Its cache may not have the last change; then its watch event will tell.
@@ -154,12 +195,8 @@ pub async fn gate(pod: Option<&Pod>, change: Option<PodCondition>, ctx: &Context
         return Ok(());
     };
     let body = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [condition]}});
-    let params = PatchParams {
-        field_manager: Some(MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
     let patched = write::api::<Pod>(&ctx.client, pod)
-        .patch_status(&pod.name_any(), &params, &Patch::Strategic(body))
+        .patch_status(&pod.name_any(), &params(), &Patch::Strategic(body))
         .await;
     match patched {
         Ok(patched) => ctx.fresh.wrote(&patched),

@@ -121,6 +121,9 @@ pub enum Error {
     /// Reading the launcher's log.
     #[error("cannot read the launcher's log")]
     Console(#[source] kube::Error),
+    /// Saying by a label where it is.
+    #[error("cannot label the instance with its node")]
+    Place(#[source] kube::Error),
     /// Writing the status.
     #[error("cannot write the status")]
     Status(#[source] kube::Error),
@@ -141,6 +144,7 @@ impl StepError for Error {
             Self::DeletePod(_) => "delete_pod",
             Self::Console(_) => "console",
             Self::Status(_) => "status",
+            Self::Place(_) => "place",
             Self::Gate(_) => "gate",
         }
     }
@@ -254,6 +258,9 @@ pub async fn reconcile(instance: Arc<VirtualMachineInstance>, ctx: Arc<Context>)
     };
     let now = Timestamp::now();
     let status = status::status(&instance, seen, now);
+    let Some(instance) = apply::place(instance, &status, &ctx).await? else {
+        return Ok(Action::await_change());
+    };
     let pod = observed.pod.as_ref();
     let gate = pod.and_then(|pod| gate::change(&instance, &status, pod, now));
     apply::status(&instance, status, &observed, &ctx).await?;
