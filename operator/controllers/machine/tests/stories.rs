@@ -145,7 +145,8 @@ async fn reconcile_create(stage: &Stage) {
         .iter()
         .map(|at| at.phase.as_str())
         .collect();
-    assert_eq!((phases.first(), phases.last()), (Some(&"Scheduling"), Some(&"Running")));
+    assert_eq!(phases[..2], ["Pending", "Scheduling"]);
+    assert_eq!(phases.last(), Some(&"Running"));
 }
 
 async fn reconcile_pod_deleted(stage: &Stage) {

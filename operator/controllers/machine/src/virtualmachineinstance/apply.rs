@@ -222,7 +222,9 @@ async fn tell(before: &VirtualMachineInstance, now: &VirtualMachineInstanceStatu
     }
     if phase != phase_of(before) {
         tracing::info!(phase, reason, message, "phase");
-        ctx.figures.reached(before, phase, Timestamp::now());
+        for begun in &now.phase_transition_timestamps[past.phase_transition_timestamps.len()..] {
+            ctx.figures.reached(before, &begun.phase, Timestamp::now());
+        }
         match phase {
             phase::RUNNING => ctx.events.normal(before, "Started", "Start", "The guest runs").await,
             phase::SUCCEEDED => ctx.events.normal(before, &reason, "Stop", &message).await,

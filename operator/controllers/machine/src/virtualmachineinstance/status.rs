@@ -103,11 +103,13 @@ pub fn status(instance: &VirtualMachineInstance, seen: Seen<'_>, now: Timestamp)
         );
     }
     if phase != before {
-        let phase_transition_timestamp = conditions::seconds(now);
-        status.phase_transition_timestamps.push(PhaseTransition {
+        // Where the pod is made at the first look, the instance was pending no longer than that took.
+        let pending = (before.is_empty() && phase != phase::PENDING).then(|| phase::PENDING.to_owned());
+        let begun = pending.into_iter().chain([phase]).map(|phase| PhaseTransition {
             phase,
-            phase_transition_timestamp,
+            phase_transition_timestamp: conditions::seconds(now),
         });
+        status.phase_transition_timestamps.extend(begun);
     }
     set_conditions(&mut status, &instance.spec, seen, over.as_ref(), now);
     status

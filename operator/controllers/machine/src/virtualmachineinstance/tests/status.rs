@@ -57,6 +57,7 @@ fn ready(status: &str) -> Value {
 
 #[rstest]
 #[case::new("", None, "Pending", reasons::POD_NOT_EXISTS)]
+#[case::made_at_once("", Some(json!({"status": {"phase": "Pending"}})), "Scheduling", reasons::GUEST_NOT_RUNNING)]
 #[case::made("Pending", Some(json!({"status": {"phase": "Pending"}})), "Scheduling", reasons::GUEST_NOT_RUNNING)]
 #[case::says_nothing_any_more("Running", Some(json!({})), "Running", reasons::POD_CONDITION_MISSING)]
 #[case::pulls("Scheduling", Some(json!({"status": {"conditions": ready("False"),
@@ -118,7 +119,17 @@ fn status_phase_and_ready(
     if phase == "Failed" {
         assert_eq!(first.reason.as_deref(), Some(reason));
     }
-    assert_eq!(first.phase_transition_timestamps.len(), usize::from(phase != before));
+    let begun: Vec<_> = first
+        .phase_transition_timestamps
+        .iter()
+        .map(|begun| &*begun.phase)
+        .collect();
+    let expected: &[&str] = match (before, phase) {
+        ("", "Scheduling") => &["Pending", "Scheduling"],
+        _ if phase == before => &[],
+        _ => &[phase],
+    };
+    assert_eq!(begun, expected);
     // At rest nothing changes, whatever the clock says.
     let again = VirtualMachineInstance {
         status: Some(first.clone()),
