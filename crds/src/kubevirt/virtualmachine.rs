@@ -11,14 +11,12 @@ use super::virtualmachineinstance::{VirtualMachineInstanceCondition, VirtualMach
 /// Finalizer of a VirtualMachine: held until its instance is gone.
 pub const VM_FINALIZER: &str = "kubevirt.io/virtualMachineControllerFinalize";
 
-/// Condition types of a VirtualMachine.
+/// Condition types of a VirtualMachine; those of its instance stand beside them.
 pub mod vm_conditions {
     /// The instance is Ready.
     pub const READY: &str = "Ready";
     /// The last attempt to make or stop the instance failed.
     pub const FAILURE: &str = "Failure";
-    /// The instance is paused.
-    pub const PAUSED: &str = "Paused";
     /// The template differs from what runs.
     pub const RESTART_REQUIRED: &str = "RestartRequired";
 }

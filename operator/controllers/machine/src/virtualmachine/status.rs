@@ -12,7 +12,7 @@ use kubernest_crds::kubevirt::v1::{
 
 use super::validate::Strategy;
 use super::{build, failure, plan, reasons, requests};
-use crate::conditions::{self, FALSE, TRUE, clear, get, is_false, is_true, set};
+use crate::conditions::{FALSE, TRUE, clear, get, is_false, is_true, set};
 use crate::names::{ANNOTATION_TEMPLATE_HASH, ANNOTATION_VM_GENERATION};
 use crate::virtualmachineinstance::{self as instances, POD_SCHEDULED, is_final, phase_of};
 
@@ -52,6 +52,7 @@ pub fn status(machine: &VirtualMachine, seen: Seen<'_>, now: Timestamp) -> Virtu
     set_ready(&mut all, seen.instance, start_failure.as_ref(), now);
     set_failure(&mut all, seen, &requests, now);
     set_restart_required(&mut all, machine, seen.instance, now);
+    repeat(&mut all, seen.instance);
     let instance_status = seen.instance.and_then(|instance| instance.status.as_ref());
     let ready = instance_status.is_some_and(|status| is_true(&status.conditions, vmi_conditions::READY));
     VirtualMachineStatus {
@@ -252,19 +253,20 @@ fn set_restart_required(
     } else {
         clear(all, vm_conditions::RESTART_REQUIRED);
     }
-    let paused = running.and_then(|instance| instance.status.as_ref());
-    match paused.and_then(|status| conditions::get(&status.conditions, vmi_conditions::PAUSED)) {
-        Some(paused) if paused.status == TRUE => {
-            let (reason, message) = (paused.reason.as_deref(), paused.message.as_deref());
-            set(
-                all,
-                vm_conditions::PAUSED,
-                TRUE,
-                reason.unwrap_or_default(),
-                message.unwrap_or_default(),
-                now,
-            );
-        }
-        _ => clear(all, vm_conditions::PAUSED),
-    }
+}
+
+/// All that the instance says, but what the machine says itself (KubeVirt's list); nothing of an instance that is gone.
+fn repeat(all: &mut Vec<Condition>, instance: Option<&VirtualMachineInstance>) {
+    let own = |condition: &Condition| {
+        let own = [
+            vm_conditions::READY,
+            vm_conditions::FAILURE,
+            vm_conditions::RESTART_REQUIRED,
+        ];
+        own.contains(&condition.type_.as_str())
+    };
+    let status = instance.and_then(|instance| instance.status.as_ref());
+    let theirs = status.into_iter().flat_map(|status| &status.conditions);
+    all.retain(own);
+    all.extend(theirs.filter(|condition| !own(condition)).cloned());
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::ResourceExt;
-use kubernest_crds::kubevirt::v1::{StartFailure, VMI_FINALIZER, VirtualMachine, VirtualMachineInstance};
+use kubernest_crds::kubevirt::v1::{
+    StartFailure, VMI_FINALIZER, VirtualMachine, VirtualMachineInstance, VirtualMachineStatus,
+};
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -327,6 +329,33 @@ fn status_tells_that_a_restart_is_required_and_takes_it_back() {
     machine.status = Some(status(&machine, seen, at(NOW)));
     machine.spec.template.spec.domain.memory = read(json!({"guest": "1Gi"}));
     assert!(!required(&machine));
+}
+
+#[test]
+fn status_repeats_what_the_instance_says() {
+    let mut machine = machine();
+    let told = json!({"conditions": [
+        {"type": "Ready", "status": "False", "reason": "GuestNotRunning"}, {"type": "Failure", "status": "True"},
+        {"type": "AgentConnected", "status": "True", "lastTransitionTime": at(NOW - 9).to_string()},
+        {"type": "LiveMigratable", "status": "False", "reason": "NotSupported"},
+    ]});
+    let running = instance("Running", told);
+    let seen = |instance| Seen {
+        strategy: Some(Strategy::Manual),
+        instance,
+        trouble: None,
+    };
+    let first = status(&machine, seen(Some(&running)), at(NOW));
+    let types: Vec<_> = first.conditions.iter().map(|condition| &*condition.type_).collect();
+    assert_eq!(types, ["Ready", "AgentConnected", "LiveMigratable"]);
+    assert_eq!(first.conditions[1..], running.status.as_ref().unwrap().conditions[2..]);
+    machine.status = Some(first.clone());
+    assert_eq!(status(&machine, seen(Some(&running)), at(NOW + 1)), first);
+    let silent = instance("Running", json!({}));
+    let agent = |status: &VirtualMachineStatus| conditions::get(&status.conditions, "AgentConnected").cloned();
+    assert_eq!(agent(&status(&machine, seen(Some(&silent)), at(NOW))), None);
+    let stopped = status(&machine, seen(None), at(NOW));
+    assert_eq!((agent(&stopped), stopped.conditions.len()), (None, 1));
 }
 
 #[test]
