@@ -178,7 +178,7 @@ fn start_paused(strategy: Option<&str>) -> Result<bool, PlanError> {
 fn uuid(firmware: &FirmwareSpec) -> Result<Option<String>, PlanError> {
     let Some(uuid) = &firmware.uuid else { return Ok(None) };
     let groups: Vec<usize> = uuid.split('-').map(str::len).collect();
-    if groups != [8, 4, 4, 4, 12] || !uuid.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') {
+    if !matches!(groups[..], [8, 4, 4, 4, 12] | [32]) || !uuid.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') {
         return Err(invalid("spec.domain.firmware.uuid", "must be a UUID"));
     }
     Ok(Some(uuid.to_ascii_lowercase()))
@@ -192,7 +192,8 @@ fn machine_type(domain: &DomainSpec) -> Result<String, PlanError> {
         .unwrap_or("q35")
     {
         "" | "q35" => Ok("q35".to_owned()),
-        versioned if versioned.starts_with("pc-q35-") => plain("spec.domain.machine.type", versioned),
+        // Whether qemu has it, libvirt will say.
+        other if other.starts_with("q35") || other.starts_with("pc-q35") => plain("spec.domain.machine.type", other),
         _ => Err(unsupported("spec.domain.machine.type")),
     }
 }
@@ -300,10 +301,9 @@ fn kernel(launch: &Launch, boot: Option<&KernelBoot>) -> Result<Option<Kernel>, 
     let emulation = emulation_args(launch)?;
     let Some(boot) = boot else { return Ok(None) };
     let field = "spec.domain.firmware.kernelBoot";
-    let mut args = plain(
-        &format!("{field}.kernelArgs"),
-        boot.kernel_args.as_deref().unwrap_or_default(),
-    )?;
+    // A text block of YAML ends in a line break.
+    let args = boot.kernel_args.as_deref().unwrap_or_default().trim_end();
+    let mut args = plain(&format!("{field}.kernelArgs"), args)?;
     let Some(container) = &boot.container else {
         return if args.is_empty() {
             Ok(None)
@@ -336,9 +336,9 @@ fn kernel(launch: &Launch, boot: Option<&KernelBoot>) -> Result<Option<Kernel>, 
 fn clock(clock: Option<&ClockSpec>) -> Result<Clock, PlanError> {
     let Some(clock) = clock else { return Ok(Clock::Utc(0)) };
     match (&clock.utc, &clock.timezone) {
-        (Some(_), Some(_)) => Err(invalid("spec.domain.clock", "utc and timezone are mutually exclusive")),
         (None, Some(zone)) => Ok(Clock::Zone(plain("spec.domain.clock.timezone", zone)?)),
-        (utc, None) => Ok(Clock::Utc(utc.as_ref().and_then(|utc| utc.offset_seconds).unwrap_or(0))),
+        // KubeVirt takes UTC where both are given.
+        (utc, _) => Ok(Clock::Utc(utc.as_ref().and_then(|utc| utc.offset_seconds).unwrap_or(0))),
     }
 }
 

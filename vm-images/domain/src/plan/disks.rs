@@ -3,7 +3,8 @@
 use std::path::{Component, Path, PathBuf};
 
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use kubernest_crds::kubevirt::v1::{CloudInitSource, Disk as DiskSpec, Volume};
 
 use super::{PlanError, bytes, invalid, label, missing, plain, unsupported};
@@ -12,12 +13,21 @@ use crate::{Launch, VolumeMode, fat, paths, xml};
 
 /// Longest virtiofs tag (virtio 1.2, 5.11.4).
 const MAX_TAG: usize = 36;
-/// Longest serial number of virtio-blk (virtio 1.2, 5.2.6.1: `VIRTIO_BLK_ID_BYTES`).
-const MAX_SERIAL: usize = 20;
+/// Bytes of a serial number that a guest sees of virtio-blk (virtio 1.2, 5.2.6.1: `VIRTIO_BLK_ID_BYTES`), ATA (ACS-3,
+/// IDENTIFY DEVICE, words 10 to 19), and of SCSI without an identifier of its own, which is how qemu makes USB disks.
+const SHORT_SERIAL: usize = 20;
+/// The same of SCSI (qemu's hw/scsi/scsi-disk.c: `MAX_SERIAL_LEN`).
+const LONG_SERIAL: usize = 36;
 /// Sizes that a block may have.
 const BLOCK_BYTES: std::ops::RangeInclusive<u64> = 512..=2 << 20;
 /// Part of a claim that a disk file may fill: file systems keep some for themselves (KubeVirt's 5.5 % overhead).
 const CLAIM_SHARE_PER_MILLE: u64 = 945;
+
+/// Base64 as Go reads it, and so KubeVirt.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+);
 
 pub(super) fn disks(launch: &Launch, hostname: &str) -> Result<Vec<Disk>, PlanError> {
     let spec = &launch.vmi.spec;
@@ -74,9 +84,7 @@ fn disk_of(
             if !matches!(cdrom.tray.as_deref(), None | Some("" | "closed")) {
                 return Err(unsupported(format!("{field}.cdrom.tray")));
             }
-            if cdrom.read_only == Some(false) {
-                return Err(unsupported(format!("{field}.cdrom.readonly")));
-            }
+            // Whatever it says: libvirt knows no other drive, so neither have KubeVirt's guests.
             (Device::Cdrom, bus, true)
         }
     };
@@ -86,20 +94,21 @@ fn disk_of(
     let serial = disk
         .serial
         .as_deref()
-        .map(|serial| serial_of(&format!("{field}.serial"), serial))
+        .map(|serial| serial_of(&format!("{field}.serial"), bus, serial))
         .transpose()?;
     let (source, backend, source_read_only) = source_of(launch, hostname, volume_field, volume)?;
-    let cache = one_of(
-        &format!("{field}.cache"),
-        disk.cache.as_deref(),
-        &["none", "writethrough", "writeback"],
-    )?;
-    // What goes with the pod outlives no crash of the node: flushing it would only cost time.
-    let goes_with_the_pod = matches!(
-        source,
-        Source::Overlay { .. } | Source::Ephemeral { .. } | Source::Empty { .. }
-    );
-    let cache = cache.or_else(|| goes_with_the_pod.then(|| "unsafe".to_owned()));
+    let (cache, io) = cache_and_io(field, disk, &source)?;
+    let read_only = match (read_only || source_read_only, device, bus, &source) {
+        // libvirt knows no read-only SATA disk. What is made anew at each start may be written to.
+        (true, Device::Disk, Bus::Sata, Source::Files { .. }) => false,
+        (true, Device::Disk, Bus::Sata, _) => {
+            return Err(invalid(
+                field,
+                "a SATA disk can't be read-only: choose the bus virtio, scsi or usb",
+            ));
+        }
+        (read_only, ..) => read_only,
+    };
     Ok(Disk {
         source,
         backend,
@@ -108,7 +117,7 @@ fn disk_of(
         serial,
         boot_order: disk.boot_order,
         cache,
-        io: one_of(&format!("{field}.io"), disk.io.as_deref(), &["native", "threads"])?,
+        io,
         // A full disk pauses the guest instead of corrupting it; the launcher reports the pause.
         error_policy: one_of(
             &format!("{field}.errorPolicy"),
@@ -117,9 +126,30 @@ fn disk_of(
         )?
         .unwrap_or_else(|| "stop".to_owned()),
         block_size: block_size(field, disk)?,
-        read_only: read_only || source_read_only,
+        read_only,
         name,
     })
+}
+
+/// How qemu caches, and how it reads and writes. Native I/O is past all caches: libvirt takes it with no other cache mode.
+fn cache_and_io(field: &str, disk: &DiskSpec, source: &Source) -> Result<(Option<String>, Option<String>), PlanError> {
+    let caches = ["none", "writethrough", "writeback"];
+    let cache = one_of(&format!("{field}.cache"), disk.cache.as_deref(), &caches)?;
+    let io = one_of(&format!("{field}.io"), disk.io.as_deref(), &["native", "threads"])?;
+    if io.as_deref() == Some("native") {
+        return Ok(match cache.as_deref() {
+            // KubeVirt's choice.
+            None | Some("none") => (Some("none".to_owned()), io),
+            // What qemu itself would fall back to.
+            Some(_) => (cache, Some("threads".to_owned())),
+        });
+    }
+    // What goes with the pod outlives no crash of the node: flushing it would only cost time.
+    let goes_with_the_pod = matches!(
+        source,
+        Source::Overlay { .. } | Source::Ephemeral { .. } | Source::Empty { .. }
+    );
+    Ok((cache.or_else(|| goes_with_the_pod.then(|| "unsafe".to_owned())), io))
 }
 
 fn block_size(field: &str, disk: &DiskSpec) -> Result<Option<(u64, u64)>, PlanError> {
@@ -339,10 +369,11 @@ fn text(
         forms.push(Text::Inline(inline.as_bytes().to_vec()));
     }
     if let Some(base64) = base64 {
-        let field = format!("{field}Base64");
-        forms.push(Text::Inline(
-            STANDARD.decode(base64).map_err(|_| invalid(field, "must be base64"))?,
-        ));
+        // base64(1) breaks lines.
+        let digits = base64.replace(['\r', '\n'], "");
+        let text = BASE64.decode(digits);
+        let text = text.map_err(|_| invalid(format!("{field}Base64"), "must be base64"))?;
+        forms.push(Text::Inline(text));
     }
     forms.extend(mounted);
     let last = forms.pop();
@@ -405,15 +436,17 @@ fn bus_of(field: &str, bus: &str) -> Result<Bus, PlanError> {
     }
 }
 
-fn serial_of(field: &str, serial: &str) -> Result<String, PlanError> {
+/// What a guest sees of a serial number on the bus. Longer ones qemu cuts or refuses, by its version.
+fn serial_of(field: &str, bus: Bus, serial: &str) -> Result<String, PlanError> {
     let safe = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b' ' | b'+');
-    if serial.len() > MAX_SERIAL || !serial.bytes().all(safe) {
-        return Err(invalid(
-            field,
-            "must be at most 20 letters, digits, '-', '_', '.', '+' and blanks",
-        ));
+    if !serial.bytes().all(safe) {
+        return Err(invalid(field, "must be letters, digits, '-', '_', '.', '+' and blanks"));
     }
-    plain(field, serial)
+    let visible = match bus {
+        Bus::Virtio | Bus::Sata | Bus::Usb => SHORT_SERIAL,
+        Bus::Scsi => LONG_SERIAL,
+    };
+    Ok(serial.chars().take(visible).collect())
 }
 
 pub(super) fn one_of(field: &str, value: Option<&str>, known: &[&str]) -> Result<Option<String>, PlanError> {

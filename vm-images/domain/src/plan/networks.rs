@@ -114,7 +114,7 @@ fn nic(field: &str, interface: &Interface, tap: &TapInterface, network: GuestNet
     let mac =
         mac(&tap.mac).ok_or_else(|| invalid(format!("interfaces.{}.mac", tap.name), "is no unicast MAC address"))?;
     Ok(Nic {
-        name: super::label(&format!("{field}.name"), &interface.name)?,
+        name: name(&format!("{field}.name"), &interface.name)?,
         tap: tap.tap.clone(),
         kind,
         mac,
@@ -163,6 +163,15 @@ fn dhcp(field: &str, network: GuestNetwork, asked: &DhcpOptions) -> Result<Dhcp,
         options,
         boot_server,
     })
+}
+
+/// A name that libvirt takes as part of an alias; KubeVirt's admission lets in no other.
+fn name(field: &str, text: &str) -> Result<String, PlanError> {
+    let safe = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    if text.is_empty() || !text.bytes().all(safe) {
+        return Err(invalid(field, "must be letters, digits, '-' and '_'"));
+    }
+    Ok(text.to_owned())
 }
 
 fn mac(text: &str) -> Option<[u8; 6]> {

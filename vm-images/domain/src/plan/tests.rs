@@ -232,7 +232,7 @@ fn plan_claims_leave_room_for_the_file_system() {
 #[case(disk(json!({}), json!({ "cloudInitNoCloud": { "userData": "a", "userDataBase64": "YQ==" } })),
     "spec.volumes[0].cloudInitNoCloud.userData: must have only one source")]
 #[case(disk(json!({ "serial": "a,b=c" }), json!({ "emptyDisk": { "capacity": "1Gi" } })),
-    "spec.domain.devices.disks[0].serial: must be at most 20 letters, digits, '-', '_', '.', '+' and blanks")]
+    "spec.domain.devices.disks[0].serial: must be letters, digits, '-', '_', '.', '+' and blanks")]
 #[case(json!({ "spec": { "domain": { "devices": { "interfaces": [{ "name": "x", "bridge": {} }] } } } }),
     "spec.domain.devices.interfaces[0].name 'x' not found")]
 fn plan_refuses_by_field(#[case] vmi: Value, #[case] message: &str) {
@@ -245,7 +245,8 @@ fn plan_service_account_is_files_for_disk_and_share() {
     let account = json!({ "name": "d", "serviceAccount": { "serviceAccountName": "robot" } });
     let spec =
         |devices: Value| json!({ "vmi": { "spec": { "domain": { "devices": devices }, "volumes": [account] } } });
-    let disk = planned(&launch("tcg", spec(json!({ "disks": [{ "name": "d" }] })))).unwrap();
+    let disks = json!({ "disks": [{ "name": "d", "disk": { "bus": "virtio" } }] });
+    let disk = planned(&launch("tcg", spec(disks))).unwrap();
     let files = crate::machine::Source::Files {
         directory: "/run/volumes/d".into(),
         label: "cfgdata".into(),
@@ -333,7 +334,6 @@ fn plan_start_strategy(#[case] spec: Value, #[case] paused: bool) {
     assert_eq!(machine.start_paused, paused);
 }
 
-/// A spec with one disk `d` and its volume.
 #[test]
 fn plan_guest_keeps_what_it_frees_where_it_is_asked_to() {
     let reports = |value: &str| {
@@ -346,10 +346,112 @@ fn plan_guest_keeps_what_it_frees_where_it_is_asked_to() {
     assert_eq!((reports("true"), reports("false")), (false, true));
 }
 
+/// A spec with one disk `d` and its volume.
 fn disk(mut disk: Value, mut volume: Value) -> Value {
     disk["name"] = "d".into();
     volume["name"] = "d".into();
     json!({ "spec": { "domain": { "devices": { "disks": [disk] } }, "volumes": [volume] } })
+}
+
+/// What becomes of one disk with an empty volume.
+fn planned_disk(asked: Value) -> crate::machine::Disk {
+    let spec = disk(asked, json!({ "emptyDisk": { "capacity": "1Gi" } }));
+    planned(&launch("tcg", json!({ "vmi": spec }))).unwrap().disks.remove(0)
+}
+
+#[rstest]
+#[case::virtio(json!({ "disk": { "bus": "virtio" } }), "3f0d5d1e-0000-4000-8")]
+#[case::sata(json!({ "disk": {} }), "3f0d5d1e-0000-4000-8")]
+#[case::usb(json!({ "disk": { "bus": "usb" } }), "3f0d5d1e-0000-4000-8")]
+#[case::scsi(json!({ "disk": { "bus": "scsi" } }), "3f0d5d1e-0000-4000-8000-00000000000a")]
+fn plan_serial_is_what_the_bus_shows_of_it(#[case] mut disk: Value, #[case] shown: &str) {
+    disk["serial"] = "3f0d5d1e-0000-4000-8000-00000000000a-and-more".into();
+    assert_eq!(planned_disk(disk).serial.as_deref(), Some(shown));
+}
+
+#[rstest]
+#[case::alone(json!({ "io": "native" }), Some("none"), Some("native"))]
+#[case::uncached(json!({ "io": "native", "cache": "none" }), Some("none"), Some("native"))]
+#[case::cached(json!({ "io": "native", "cache": "writeback" }), Some("writeback"), Some("threads"))]
+#[case::threads(json!({ "io": "threads" }), Some("unsafe"), Some("threads"))]
+#[case::neither(json!({}), Some("unsafe"), None)]
+fn plan_native_io_goes_past_caches(#[case] disk: Value, #[case] cache: Option<&str>, #[case] io: Option<&str>) {
+    let disk = planned_disk(disk);
+    assert_eq!((disk.cache.as_deref(), disk.io.as_deref()), (cache, io));
+}
+
+/// libvirt refuses `readonly` there.
+#[test]
+fn plan_sata_disk_is_writable() {
+    let of = |disk: Value, volume: Value| {
+        let mut asked = json!({ "vmi": self::disk(disk, volume) });
+        asked["volumes"] = json!({ "d": { "mode": "Filesystem", "capacity": 1u64 << 30 } });
+        planned(&launch("tcg", asked)).map(|machine| machine.disks[0].read_only)
+    };
+    let secret = json!({ "secret": { "secretName": "s" } });
+    let claim = json!({ "persistentVolumeClaim": { "claimName": "c", "readOnly": true } });
+    assert_eq!(of(json!({}), secret.clone()), Ok(false));
+    assert_eq!(of(json!({ "cdrom": {} }), secret.clone()), Ok(true));
+    assert_eq!(of(json!({ "disk": { "bus": "scsi" } }), secret), Ok(true));
+    assert_eq!(of(json!({ "disk": { "bus": "virtio" } }), claim.clone()), Ok(true));
+    assert_eq!(
+        of(json!({}), claim).unwrap_err().to_string(),
+        "spec.domain.devices.disks[0]: a SATA disk can't be read-only: choose the bus virtio, scsi or usb"
+    );
+}
+
+#[test]
+fn plan_cdrom_is_read_only_whatever_it_says() {
+    assert!(planned_disk(json!({ "cdrom": { "readonly": false } })).read_only);
+}
+
+#[rstest]
+#[case("Storage_Net-1", true)]
+#[case("a.b", false)]
+#[case("a'b", false)]
+fn plan_interface_names(#[case] name: &str, #[case] allowed: bool) {
+    let spec = json!({ "domain": { "devices": { "interfaces": [{ "name": name, "bridge": {} }] } } });
+    let tap = json!({ "name": name, "kind": "bridge", "tap": "tap0", "mac": "02:00:00:00:00:01", "mtu": 1450 });
+    let machine = planned(&launch("tcg", json!({ "vmi": { "spec": spec }, "interfaces": [tap] })));
+    assert_eq!(machine.is_ok(), allowed, "{machine:?}");
+}
+
+#[test]
+fn plan_leaves_machine_types_to_libvirt() {
+    for kind in ["q35", "pc-q35-7.2", "q35-x"] {
+        let spec = json!({ "spec": { "domain": { "machine": { "type": kind } } } });
+        let machine = planned(&launch("tcg", json!({ "vmi": spec }))).unwrap();
+        assert_eq!(machine.machine_type, kind);
+    }
+}
+
+#[test]
+fn plan_reads_what_text_tools_write() {
+    let spec = json!({
+        "domain": {
+            "devices": { "disks": [{ "name": "seed" }] },
+            "firmware": { "kernelBoot": { "kernelArgs": "quiet\n", "container": { "image": "i", "kernelPath": "/k" } } },
+        },
+        "volumes": [{ "name": "seed", "cloudInitNoCloud": { "userDataBase64": "I2Ns\nb3VkLWNvbmZpZwp=\n" } }],
+    });
+    let machine = planned(&launch("tcg", json!({ "vmi": { "spec": spec } }))).unwrap();
+    assert_eq!(machine.kernel.unwrap().args, "quiet");
+    let crate::machine::Source::CloudInit(data) = &machine.disks[0].source else {
+        panic!()
+    };
+    let text = crate::machine::Text::Inline(b"#cloud-config\n".to_vec());
+    assert_eq!(data.user_data, text);
+}
+
+#[test]
+fn plan_reads_uuids_and_clocks_as_kubevirt() {
+    let domain = json!({
+        "firmware": { "uuid": "3F0D5D1E000040008000000000000001" },
+        "clock": { "utc": { "offsetSeconds": 3 }, "timezone": "Europe/Paris" },
+    });
+    let machine = planned(&launch("tcg", json!({ "vmi": { "spec": { "domain": domain } } }))).unwrap();
+    assert_eq!(machine.uuid.as_deref(), Some("3f0d5d1e000040008000000000000001"));
+    assert_eq!(machine.clock, crate::machine::Clock::Utc(3));
 }
 
 #[test]
