@@ -1,5 +1,9 @@
 //! Decisions on whole objects: the examples of `crds/examples`, KubeVirt's own answers, and updates.
 
+use std::path::Path;
+
+use kubernest_domain::processors::Processors;
+use kubernest_domain::{Launch, plan, xml};
 use serde_json::json;
 
 use super::*;
@@ -192,6 +196,53 @@ fn admit_machine_refuses_what_is_not_supported_by_path() {
 }
 
 #[test]
+fn admit_refuses_by_name_what_no_launcher_could_start() {
+    let refused = |path: &str, value: Value| {
+        let mut object = json!({"metadata": {"name": "a"}, "spec": {
+            "domain": {"devices": {}, "memory": {"guest": "64Mi"}},
+            "volumes": [{"name": "s", "secret": {"secretName": "s"}}],
+        }});
+        let (parent, key) = path.rsplit_once('/').unwrap();
+        object.pointer_mut(parent).unwrap()[key] = value;
+        let decision = create("VirtualMachineInstance", &object);
+        decision
+            .causes
+            .iter()
+            .map(|cause| cause.field.clone())
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let label = "/spec/volumes/0/secret/volumeLabel";
+    assert_eq!(refused(label, json!("settings_01")), "");
+    assert_eq!(
+        refused(label, json!("settings-0123")),
+        "spec.volumes[0].secret.volumeLabel"
+    );
+    let action = |action: &str| json!({"name": "w", "i6300esb": {"action": action}});
+    let watchdog = "/spec/domain/devices/watchdog";
+    assert_eq!(refused(watchdog, action("shutdown")), "");
+    assert_eq!(
+        refused(watchdog, action("dump")),
+        "spec.domain.devices.watchdog.i6300esb.action"
+    );
+    // Beside them a disk for the volume, and the interface that there is by default.
+    let inputs = |count: usize| json!(vec![json!({"name": "t", "type": "tablet"}); count]);
+    let devices = "/spec/domain/devices/inputs";
+    let room = kubernest_domain::xml::MAX_PCI_DEVICES - 2;
+    assert_eq!(refused(devices, inputs(room)), "");
+    assert_eq!(refused(devices, inputs(room + 1)), "spec.domain.devices");
+    let claim = json!([{"name": "c", "persistentVolumeClaim": {"claimName": "c", "readOnly": true}}]);
+    assert_eq!(refused("/spec/volumes", claim), "spec.domain.devices.disks[0].disk.bus");
+    let share = |name: String| json!([{"name": name, "virtiofs": {}}]);
+    let shares = "/spec/domain/devices/filesystems";
+    assert_eq!(refused(shares, share("a".repeat(36))), "");
+    assert_eq!(
+        refused(shares, share("a".repeat(37))),
+        "spec.domain.devices.filesystems[0].name"
+    );
+}
+
+#[test]
 fn admit_guest_network() {
     let of = |pod: Value| {
         let object = json!({"metadata": {"name": "a"}, "spec": {
@@ -214,16 +265,90 @@ fn admit_guest_network() {
 }
 
 /// KubeVirt's own answers (tests/vectors/README.md).
-#[test]
-fn admit_agrees_with_kubevirt() {
+fn vectors() -> impl Iterator<Item = Value> {
     let texts = [
         include_str!("../tests/vectors/admission.jsonl"),
         include_str!("../tests/vectors/further.jsonl"),
     ];
-    let lines = texts.iter().flat_map(|text| text.lines());
-    let cases = lines.map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let wrong: Vec<(String, String)> = cases.filter_map(|case| disagreement(&case)).collect();
+    let lines = texts.into_iter().flat_map(str::lines);
+    lines.map(|line| serde_json::from_str(line).unwrap())
+}
+
+#[test]
+fn admit_agrees_with_kubevirt() {
+    let wrong: Vec<(String, String)> = vectors().filter_map(|case| disagreement(&case)).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What the refusal of a case beyond the subset must name.
+const BEYOND: [(&str, &str); 35] = [
+    ("lun-on-emptydisk", "spec.domain.devices.disks[2].lun"),
+    ("lun-on-pvc", "spec.domain.devices.disks[2].lun"),
+    ("disk-pciaddress-ok", "spec.domain.devices.disks[0].disk.pciAddress"),
+    ("disk-pciaddress-bad", "spec.domain.devices.disks[0].disk.pciAddress"),
+    ("disk-shareable", "spec.domain.devices.disks[0].shareable"),
+    ("hostdisk-volume", "spec.volumes[2].hostDisk"),
+    ("datavolume-volume", "spec.volumes[2].dataVolume"),
+    ("downwardapi-volume", "spec.volumes[2].downwardAPI"),
+    ("slirp-on-pod", "spec.domain.devices.interfaces[0].slirp"),
+    ("sriov-on-pod", "spec.domain.devices.interfaces[0].sriov"),
+    ("macvtap-on-pod", "spec.domain.devices.interfaces[0].macvtap"),
+    ("passt-on-pod", "spec.domain.devices.interfaces[0].passt"),
+    ("iface-state-up", "spec.domain.devices.interfaces[0].state"),
+    ("iface-state-absent", "spec.domain.devices.interfaces[0].state"),
+    ("hugepages-bad", "spec.domain.memory.hugepages"),
+    ("hugepages-notdivisible", "spec.domain.memory.hugepages"),
+    ("cpu-maxsockets-less", "spec.domain.cpu.sockets"),
+    ("numa-without-dedicated", "spec.domain.cpu.numa"),
+    ("fw-efi", "EFI SecureBoot"),
+    ("tpm", "spec.domain.devices.tpm"),
+    ("input-ps2", "spec.domain.devices.inputs[0].bus"),
+    ("sound-ok", "spec.domain.devices.sound"),
+    ("sound-noname", "spec.domain.devices.sound"),
+    ("gpu", "spec.domain.devices.gpus"),
+    ("hostdevice", "spec.domain.devices.hostDevices"),
+    ("iothreads-shared", "spec.domain.ioThreadsPolicy"),
+    ("dedicated-iothread", "spec.domain.devices.disks[0].dedicatedIOThread"),
+    (
+        "dedicated-iothread-sata",
+        "spec.domain.devices.disks[0].dedicatedIOThread",
+    ),
+    ("vsock", "spec.domain.devices.autoattachVSOCK"),
+    ("video-type-virtio", "spec.domain.devices.video"),
+    ("eviction-LiveMigrateIfPossible", "spec.evictionStrategy"),
+    ("eviction-External", "spec.evictionStrategy"),
+    ("hyperv-relaxed", "spec.domain.features.hyperv"),
+    ("hyperv-synictimer-nosynic", "spec.domain.features.hyperv"),
+    ("vm-dvt-unused", "spec.dataVolumeTemplates"),
+];
+
+/// A path without the places in lists, which KubeVirt leaves out where it checks the schema.
+fn without_places(path: &str) -> String {
+    let parts = path
+        .split('[')
+        .map(|part| part.split_once(']').map_or(part, |(_, rest)| rest));
+    parts.collect()
+}
+
+/// Names that stand nowhere in a refusal: of what is not supported, or of what KubeVirt's schema refuses.
+fn unnamed(case: &Value, got: &[(String, String)]) -> Vec<String> {
+    let beyond = BEYOND
+        .iter()
+        .filter(|(name, _)| case["name"] == *name && case["subset"] == false);
+    let mut names: Vec<String> = beyond.map(|(_, field)| (*field).to_owned()).collect();
+    if case["subset"] == true {
+        let causes = case["causes"].as_array().into_iter().flatten();
+        let causes = causes.filter(|cause| cause["field"] == "");
+        names.extend(causes.filter_map(|cause| Some(cause["message"].as_str()?.split_once(" in body")?.0.to_owned())));
+    } else if names.is_empty() {
+        names.push("what BEYOND should have of it".to_owned());
+    }
+    let says = |name: &String| {
+        let mut texts = got.iter().flat_map(|(field, message)| [field, message]);
+        texts.any(|text| text.contains(name) || without_places(text).contains(name))
+    };
+    names.retain(|name| !says(name));
+    names
 }
 
 /// Where our answer to a case is another than KubeVirt's.
@@ -250,11 +375,15 @@ fn disagreement(case: &Value) -> Option<(String, String)> {
         .collect();
     got.sort();
     wanted.sort();
-    // Of what the schema refuses, and of what is not supported, only the verdict is the same.
+    // Of what the schema refuses, and of what is not supported, the verdict is the same, and what is named.
     let schema = wanted.iter().any(|(field, _)| field.is_empty()) && case["causes"][0]["reason"] == "";
     let refused_only = case["subset"] == false || schema;
     if (refused_only && got.is_empty()) || (!refused_only && got != wanted) {
         return disagrees(format!("got {got:?}, KubeVirt says {wanted:?}"));
+    }
+    let unnamed = unnamed(case, &got);
+    if refused_only && !unnamed.is_empty() {
+        return disagrees(format!("{got:?} does not name {unnamed:?}"));
     }
     if case["allowed"] == true && kind == "VirtualMachineInstance" && case["subset"] == true {
         let mut defaulted = case["defaultedSpec"].clone();
@@ -273,6 +402,96 @@ fn disagreement(case: &Value) -> Option<(String, String)> {
         }
     }
     None
+}
+
+/// What ours says of machines that KubeVirt admits too, though no launcher can run them, its own neither.
+const NEVER_RUN: [&str; 7] = [
+    "spec.domain.cpu.cores: must be at most 256",
+    "spec.domain.memory.guest: must be at least 1M",
+    "spec.domain.memory.guest: must be a size in bytes",
+    "spec.domain.clock.timer.pit.tickPolicy: not supported",
+    "spec.domain.devices.filesystems[0].name 'f' not found",
+    "spec.volumes[2].emptyDisk.capacity: must be greater than 0",
+    "spec.volumes[2].emptyDisk.capacity: must be a size in bytes",
+];
+
+/// What is admitted becomes a domain: nobody learns only from a launcher that something is not supported.
+#[rstest::rstest]
+fn admit_what_becomes_a_domain(#[values("kvm", "tcg")] accelerator: &str) {
+    let admitted = vectors().filter(|case| case["allowed"] == true && case["subset"] == true);
+    let admitted = admitted.map(|case| (case["name"].as_str().unwrap().to_owned(), case["manifest"].clone()));
+    let mut failed = Vec::new();
+    for (name, manifest) in admitted.chain(examples()) {
+        let template = manifest.pointer("/spec/template").unwrap_or(&manifest);
+        if manifest["kind"] == "VirtualMachineInstancePreset" {
+            continue;
+        }
+        if let Err(why) = domain(template, accelerator)
+            && !NEVER_RUN.contains(&why.as_str())
+        {
+            failed.push(format!("{name}: {why}"));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// The machines of `crds/examples/valid`, by file name.
+fn examples() -> impl Iterator<Item = (String, Value)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crds/examples/valid");
+    let files = std::fs::read_dir(directory).unwrap().map(|file| file.unwrap());
+    let files = files.map(|file| (file.file_name().into_string().unwrap(), file.path()));
+    let files = files.filter(|(name, _)| name.starts_with("virtualmachine"));
+    files.flat_map(|(name, path)| {
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&std::fs::read_to_string(path).unwrap()).unwrap();
+        documents.into_iter().map(move |document| (name.clone(), document))
+    })
+}
+
+/// The domain of an instance like this, on a node that has what it asks for.
+fn domain(template: &Value, accelerator: &str) -> Result<String, String> {
+    let instance = json!({"metadata": {"name": "a", "namespace": "b"}, "spec": template["spec"]});
+    let instance = mutate(&instance, &[], "3f0d5d1e-0000-4000-8000-000000000001")
+        .unwrap()
+        .object;
+    let list = |path: &str| {
+        instance["spec"]
+            .pointer(path)
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default()
+    };
+    let interfaces = list("/domain/devices/interfaces")
+        .into_iter()
+        .enumerate()
+        .map(|(index, interface)| {
+            let mac = interface["macAddress"].as_str().unwrap_or("02:00:00:00:00:01");
+            // As the controller writes it.
+            let mac = mac.to_ascii_lowercase().replace('-', ":");
+            let kind = if interface.get("bridge").is_some() {
+                "bridge"
+            } else {
+                "masquerade"
+            };
+            json!({"name": interface["name"], "kind": kind, "tap": format!("tap{index}"), "mac": mac, "mtu": 1400})
+        });
+    let interfaces: Vec<Value> = interfaces.collect();
+    let claimed = |volume: &Value| {
+        volume
+            .get("persistentVolumeClaim")
+            .or(volume.get("ephemeral"))
+            .is_some()
+    };
+    let volumes = list("/volumes").into_iter().filter(claimed);
+    let volumes = volumes.map(|volume| {
+        let name = volume["name"].as_str().unwrap().to_owned();
+        (name, json!({"mode": "Filesystem", "capacity": 1_u64 << 30}))
+    });
+    let volumes: serde_json::Map<String, Value> = volumes.collect();
+    let launch = json!({"vmi": instance, "accelerator": accelerator, "volumes": volumes, "interfaces": interfaces});
+    let launch = Launch::parse(&launch.to_string()).map_err(|error| error.to_string())?;
+    let processors = (0..launch.dedicated().unwrap_or(4)).collect();
+    let machine = plan::machine(&launch, &Processors::new(processors, |_| None)).map_err(|error| error.to_string())?;
+    Ok(xml::domain(&machine))
 }
 
 #[test]

@@ -7,6 +7,8 @@ use kubernest_crds::kubevirt::v1::{CustomBlockSize, Disk, VirtualMachineInstance
 use super::{check_serial, unsupported};
 use crate::{decision::Report, names};
 
+/// Longest name of a file system, as it is the virtiofs tag (virtio 1.2, 5.11.4).
+const TAG_CHARACTERS: usize = 36;
 /// Smallest and largest block.
 const BLOCK_BYTES: [u64; 2] = [512, 2 << 20];
 
@@ -35,6 +37,7 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
             report.invalid(format!("{doubled}.name"), why);
         }
         target(report, &at, disk);
+        read_only_claim(report, &at, disk, spec);
         properties(report, &base, &at, &doubled, disk);
     }
     boot_order(report, f, spec);
@@ -42,6 +45,11 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
         let at = format!("{f}.domain.devices.filesystems[{index}]");
         if filesystem.virtiofs.is_none() {
             report.invalid(&at, format!("{at} must have virtiofs set"));
+        }
+        if filesystem.name.len() > TAG_CHARACTERS {
+            let field = format!("{at}.name");
+            let message = format!("{field}: more than {TAG_CHARACTERS} characters are not supported");
+            report.not_supported(field, message);
         }
         let volume = spec
             .volumes
@@ -71,6 +79,23 @@ fn has_volume(spec: &VirtualMachineInstanceSpec, name: &str) -> bool {
         .unwrap_or_default()
         .iter()
         .any(|volume| volume.name == name)
+}
+
+/// libvirt knows no read-only SATA disk, and qemu can't open the disk of such a claim for writing.
+fn read_only_claim(report: &mut Report, at: &str, disk: &Disk, spec: &VirtualMachineInstanceSpec) {
+    let mut volumes = spec.volumes.iter().flatten();
+    let volume = volumes.find(|volume| volume.name == disk.name);
+    let claim = volume.and_then(|volume| volume.persistent_volume_claim.as_ref());
+    let bus = disk.disk.as_ref().and_then(|target| target.bus.as_deref());
+    let on_sata = disk.cdrom.is_none() && matches!(bus, None | Some("" | "sata"));
+    if on_sata && claim.is_some_and(|claim| claim.read_only == Some(true)) {
+        let field = format!("{at}.disk.bus");
+        let message = format!(
+            "{field}: a claim that is readOnly is not supported on a SATA disk, which is what a disk is without a bus: \
+             choose virtio, scsi or usb"
+        );
+        report.not_supported(field, message);
+    }
 }
 
 fn target(report: &mut Report, at: &str, disk: &Disk) {

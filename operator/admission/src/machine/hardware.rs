@@ -2,12 +2,16 @@
 
 use kubernest_crds::kubevirt::v1::{Bootloader, Firmware, KernelBoot, VirtualMachineInstanceSpec};
 
-use super::volumes::path;
+use super::{unsupported, volumes::path};
 use crate::decision::{Report, reasons};
 
 const FEATURE_POLICIES: [&str; 6] = ["", "force", "require", "optional", "disable", "forbid"];
 
-/// Checks `domain.firmware`, `domain.cpu.features` and `domain.devices.inputs`.
+/// Disks, interfaces, file systems and inputs together that a machine has room for.
+pub const MAX_DEVICES: usize = 22;
+const WATCHDOG_ACTIONS: [&str; 4] = ["", "reset", "poweroff", "shutdown"];
+
+/// Checks `domain.firmware`, `domain.cpu.features`, `domain.devices.inputs` and `watchdog`, and how many devices there are.
 pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     let domain = &spec.domain;
     if let Some(firmware) = &domain.firmware {
@@ -44,6 +48,37 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
         if input.type_ != "tablet" {
             report.invalid(format!("{at}.type"), "Input device can have only tablet type.");
         }
+    }
+    let watchdog = domain
+        .devices
+        .watchdog
+        .as_ref()
+        .and_then(|watchdog| watchdog.i6300esb.as_ref());
+    let action = watchdog.and_then(|device| device.action.as_deref());
+    if action.is_some_and(|action| !WATCHDOG_ACTIONS.contains(&action)) {
+        unsupported(report, format!("{f}.domain.devices.watchdog.i6300esb.action"));
+    }
+    room(report, f, spec);
+}
+
+/// There is one PCI bus without bridges.
+fn room(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
+    let devices = &spec.domain.devices;
+    let interfaces = devices.interfaces.as_ref().map_or(0, Vec::len);
+    let given = interfaces + spec.networks.as_ref().map_or(0, Vec::len);
+    let by_default = usize::from(given == 0 && devices.autoattach_pod_interface != Some(false));
+    let others = [
+        devices.disks.as_ref().map_or(0, Vec::len),
+        devices.filesystems.as_ref().map_or(0, Vec::len),
+        devices.inputs.as_ref().map_or(0, Vec::len),
+    ];
+    let count = interfaces + by_default + others.iter().sum::<usize>();
+    if count > MAX_DEVICES {
+        let field = format!("{f}.domain.devices");
+        let message = format!(
+            "{field}: {count} disks, interfaces, filesystems and inputs are not supported, at most {MAX_DEVICES} fit"
+        );
+        report.not_supported(field, message);
     }
 }
 

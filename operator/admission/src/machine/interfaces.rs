@@ -152,7 +152,7 @@ fn octets(digits: &str) -> Option<Vec<u8>> {
 }
 
 /// Reads an EUI-48 or longer address as Go's net.ParseMAC does: two digits between `:` or `-`, four between dots.
-fn mac(text: &str) -> Option<Vec<u8>> {
+pub fn mac(text: &str) -> Option<Vec<u8>> {
     if text.contains('.') {
         let dotted = text.split('.').all(|group| group.len() == 4);
         return dotted.then(|| octets(&text.replace('.', ""))).flatten();
@@ -216,6 +216,7 @@ mod tests {
         assert_eq!(mac("de:ad:00:00:be:af").map(|bytes| bytes.len()), Some(6));
         assert_eq!(mac("de-ad-00-00-be-af").map(|bytes| bytes.len()), Some(6));
         assert_eq!(mac("de:ad:00:00:be:af:be:af").map(|bytes| bytes.len()), Some(8));
+        assert_eq!(mac("dead.0000.beaf").map(|bytes| bytes.len()), Some(6));
         assert_eq!(mac("de:ad:00:00:be"), None);
         assert_eq!(mac("de:ad:00:00:be:zz"), None);
         assert_eq!(mac("d:ad:00:00:be:af"), None);

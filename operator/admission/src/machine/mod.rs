@@ -33,6 +33,7 @@ use crate::{
     Decision, Installation, Review,
     decision::{Report, kubevirt_style, reasons},
     parse::parse,
+    path,
 };
 
 /// Decides upon a VirtualMachine.
@@ -95,7 +96,17 @@ fn read<Spec: DeserializeOwned>(report: &mut Report, object: &Value) -> Option<S
     match parsed.value {
         Ok(spec) => Some(spec),
         Err((path, message)) => {
-            report.add("", "", format!("{path} in body: {message}"));
+            let missing = message
+                .strip_prefix("missing field `")
+                .and_then(|rest| rest.strip_suffix('`'));
+            report.add(
+                "",
+                "",
+                match missing {
+                    Some(name) => format!("{} in body is required", path::field(&path, name)),
+                    None => format!("{path} in body: {message}"),
+                },
+            );
             None
         }
     }

@@ -4,7 +4,7 @@ use kubernest_crds::kubevirt::v1::{PRESET_APPLIED, PRESET_CONFLICTS, PRESET_EXCL
 use serde_json::{Map, Value, json};
 
 use super::defaults::{self, MASQUERADE};
-use super::presets;
+use super::{interfaces, presets};
 use crate::Decision;
 use crate::decision::{Report, kubevirt_style};
 
@@ -39,6 +39,20 @@ fn due(instance: &Value, presets: &[Preset]) -> Vec<Preset> {
         .iter()
         .filter(|preset| annotation(&format!("{PRESET_APPLIED}{}", preset.name)).is_none());
     due.cloned().collect()
+}
+
+/// Writes MAC addresses with colons that have dots (`dead.beef.0001`): no CNI plugin reads those.
+fn respell_macs(spec: &mut Value) {
+    let interfaces = spec.pointer_mut("/domain/devices/interfaces");
+    for interface in interfaces.and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(Value::String(text)) = interface.get_mut("macAddress")
+            && text.contains('.')
+            && let Some(bytes) = interfaces::mac(text)
+        {
+            let octets: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            *text = octets.join(":");
+        }
+    }
 }
 
 fn refusal(why: String) -> Decision {
@@ -81,6 +95,7 @@ pub fn mutate(instance: &Value, presets: &[Preset], uuid: &str) -> Result<Mutati
     }
     if let Some(spec) = object.get_mut("spec") {
         defaults::fill(spec, MASQUERADE);
+        respell_macs(spec);
         let domain = spec.get_mut("domain").and_then(Value::as_object_mut);
         if let Some(firmware) = domain.and_then(|domain| defaults::object(domain, "firmware")) {
             firmware.entry("uuid").or_insert_with(|| json!(uuid));
@@ -133,6 +148,19 @@ mod tests {
         for presets in [vec![], vec![cores(2)]] {
             assert_eq!(mutate(&first.object, &presets, "other").unwrap().object, first.object);
         }
+    }
+
+    #[test]
+    fn mutate_spells_macs_with_colons() {
+        let mut asked = instance();
+        let all = ["dead.Beef.0001", "DE-AD-BE-EF-00-01", "dead.beef"];
+        let all = all.map(|mac| json!({"name": mac, "bridge": {}, "macAddress": mac}));
+        asked["spec"]["domain"]["devices"]["interfaces"] = json!(all);
+        let done = mutate(&asked, &[], "u").unwrap().object;
+        let interfaces = done["spec"]["domain"]["devices"]["interfaces"].as_array().unwrap();
+        let macs: Vec<&Value> = interfaces.iter().map(|interface| &interface["macAddress"]).collect();
+        // The second is read everywhere, the third is refused.
+        assert_eq!(macs, ["de:ad:be:ef:00:01", "DE-AD-BE-EF-00-01", "dead.beef"]);
     }
 
     #[test]

@@ -142,7 +142,7 @@ mod tests {
         volume["name"] = json!("c");
         object["spec"]["template"]["spec"]["volumes"] =
             json!([{"name": "empty", "emptyDisk": {"capacity": "1Gi"}}, volume]);
-        let disks = json!([{"name": "empty", "disk": {}}, {"name": "c", "disk": {}}]);
+        let disks = json!([{"name": "empty", "disk": {}}, {"name": "c", "disk": {"bus": "virtio"}}]);
         object["spec"]["template"]["spec"]["domain"]["devices"]["disks"] = disks;
         let decision = decide(&object, None);
         let fields: Vec<&str> = decision.causes.iter().map(|cause| cause.field.as_str()).collect();

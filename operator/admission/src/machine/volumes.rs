@@ -6,6 +6,8 @@ use super::cloudinit;
 use crate::decision::Report;
 
 const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
+/// Most characters of a FAT volume's label, which these disks are; KubeVirt's are ISO images.
+const LABEL_CHARACTERS: usize = 11;
 
 /// Checks `volumes`.
 pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
@@ -19,12 +21,38 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
             );
         }
         check_source(report, &at, volume);
+        let mut shared = spec.domain.devices.filesystems.iter().flatten();
+        if !shared.any(|filesystem| filesystem.name == volume.name) {
+            check_label(report, &at, volume);
+        }
     }
     // A pod has one account, and the kubelet gives it no other's token.
     if volumes.iter().filter(|volume| volume.service_account.is_some()).count() > 1 {
         let field = format!("{f}.volumes");
         let message = format!("{field} must have max one serviceAccount volume set");
         report.invalid(field, message);
+    }
+}
+
+fn check_label(report: &mut Report, at: &str, volume: &Volume) {
+    let (secret, config_map) = (volume.secret.as_ref(), volume.config_map.as_ref());
+    for (kind, label) in [
+        ("secret", secret.and_then(|source| source.volume_label.as_deref())),
+        (
+            "configMap",
+            config_map.and_then(|source| source.volume_label.as_deref()),
+        ),
+    ] {
+        let fits = |label: &str| {
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+            label.len() <= LABEL_CHARACTERS && label.bytes().all(allowed)
+        };
+        if label.is_some_and(|label| !fits(label)) {
+            let field = format!("{at}.{kind}.volumeLabel");
+            let message =
+                format!("{field}: more than {LABEL_CHARACTERS} letters, digits, '-' and '_' are not supported");
+            report.not_supported(field, message);
+        }
     }
 }
 
