@@ -3,6 +3,7 @@
 //! Order: plugin binary and CNI server first, so that pods can be deleted at once; then devices; the Node is marked as
 //! schedulable last, when a machine that comes here would find everything.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,11 +12,12 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args as ClapArgs, ValueEnum};
 use futures::FutureExt as _;
+use kubernest_plan::Vni;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::accelerator::{self, Accelerator};
-use crate::attach::Attacher;
+use crate::attach::{Attacher, Owner};
 use crate::device::{self, Plugin};
 use crate::metrics::{self, Metrics};
 use crate::netns::Netns;
@@ -139,6 +141,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     tasks.spawn(outer::follow_nodes(follower, node, nodes_to).map(Ok));
     let follower = client.clone();
     tasks.spawn(outer::follow_api(follower, api_to).map(Ok));
+    let (holders_to, holders) = watch::channel(None);
+    tasks.spawn(outer::follow_holders(client.clone(), holders_to).map(Ok));
+    tasks.spawn(keep_strangers_out(attacher.clone(), holders));
     tasks.spawn(keep_overlay(attacher.clone(), nodes, metrics));
     tasks.spawn(keep_api_out(attacher.clone(), api));
 
@@ -260,6 +265,25 @@ async fn keep_api_out(attacher: Arc<Attacher>, mut api: crate::attach::OuterApi)
     }
 }
 
+/// Keeps pods off tenant networks that are no longer their tenant's.
+async fn keep_strangers_out(
+    attacher: Arc<Attacher>,
+    mut holders: watch::Receiver<Option<BTreeMap<Vni, Owner>>>,
+) -> anyhow::Result<()> {
+    // What failed once is tried again.
+    let mut again = tokio::time::interval(COLLECT_EVERY);
+    loop {
+        let known = holders.borrow_and_update().clone();
+        if let Some(known) = known {
+            attacher.unplug_strangers(&known).await?;
+        }
+        tokio::select! {
+            changed = holders.changed() => changed.context("NetworkAllocations are no longer followed")?,
+            _ = again.tick() => {}
+        }
+    }
+}
+
 /// Says on the Node what it can do.
 struct Marker {
     client: kube::Client,
@@ -283,7 +307,7 @@ impl Marker {
         _keeps_the_channel_open: mpsc::Sender<&'static str>,
         attacher: Arc<Attacher>,
     ) -> anyhow::Result<()> {
-        let mut known = std::collections::BTreeSet::new();
+        let mut known = BTreeSet::new();
         while known.len() < kinds {
             known.insert(registered.recv().await.context("no device plugin is left")?);
         }

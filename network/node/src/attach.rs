@@ -3,7 +3,7 @@
 //! Every step may be repeated, and what a failed ADD made is taken away again. Who may join which network is decided by
 //! `kubernest-plan` from the owner that [`Owners`] tells.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use crate::links::LinkError;
 use crate::netns::{Inside, Netns, NetnsError, NetnsId};
 use crate::overlay::{Overlay, OverlayError};
-use crate::records::{Record, RecordError, Records};
+use crate::records::{Joined, Record, RecordError, Records};
 use crate::tap::{self, TapError};
 
 /// Address of the pod's side of a masqueraded tap. Always the same, so that a guest restored from a snapshot in another
@@ -73,10 +73,19 @@ impl AttachError {
     }
 }
 
-/// Tells to which namespace a tenant's network belongs.
+/// The TenantCluster that holds a VNI.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its UID: a VNI that was given back may be another's next, also in the same namespace.
+    pub uid: String,
+}
+
+/// Tells to whom a tenant's network belongs.
 pub trait Owners: Send + Sync {
-    /// The namespace of the TenantCluster that holds a VNI; `None` when it is not allocated.
-    fn owner(&self, vni: Vni) -> BoxFuture<'_, Result<Option<String>, Box<dyn std::error::Error + Send + Sync>>>;
+    /// The TenantCluster that holds a VNI now; `None` when it is not allocated.
+    fn owner(&self, vni: Vni) -> BoxFuture<'_, Result<Option<Owner>, Box<dyn std::error::Error + Send + Sync>>>;
 }
 
 /// Addresses of the outer API server; `None` until known.
@@ -155,7 +164,7 @@ impl Attacher {
         let api = self.outer_api.borrow().clone().ok_or(AttachError::OuterApiUnknown)?;
         let network = asked.network;
         network.clear_of(&pod_network(pod).await?, &api)?;
-        self.note(request, pod)?;
+        self.note(request, pod, None)?;
         let rules = rules::masquerade(&request.tap, network, &asked.ports, &api);
         let tap = request.tap.clone();
         pod.enter(async move |inside: Inside| {
@@ -190,8 +199,13 @@ impl Attacher {
             .owner(asked.vni)
             .await
             .map_err(|error| AttachError::Owner(asked.vni, error))?;
-        cni::admit(asked.vni, owner.as_deref(), &request.pod)?;
-        self.note(request, pod)?;
+        let namespace = owner.as_ref().map(|owner| owner.namespace.as_str());
+        cni::admit(asked.vni, namespace, &request.pod)?;
+        let joined = owner.map(|owner| Joined {
+            vni: asked.vni,
+            owner: owner.uid,
+        });
+        self.note(request, pod, joined)?;
         let port = node_port(&request.container_id, &request.tap);
         let mtu = self
             .overlay
@@ -221,15 +235,15 @@ impl Attacher {
         .await
     }
 
-    fn note(&self, request: &Request, pod: &Netns) -> Result<(), AttachError> {
+    fn note(&self, request: &Request, pod: &Netns, joined: Option<Joined>) -> Result<(), AttachError> {
         let netns = pod.id().map_err(NetnsError::Enter)?;
-        let masquerade = matches!(request.attachment, Attachment::Masquerade(_));
         let record = Record {
             container_id: request.container_id.clone(),
             tap: request.tap.clone(),
             namespace: request.pod.namespace.clone(),
             pod: request.pod.name.clone(),
-            masquerade,
+            masquerade: joined.is_none(),
+            joined,
             netns,
         };
         Ok(self.records.write(&record)?)
@@ -300,6 +314,50 @@ impl Attacher {
         } else {
             Err(AttachError::NotWhole(format!("port {port} of {}", vni.bridge())))
         }
+    }
+
+    /// Unplugs every pod from a tenant network that is no longer its tenant's: a machine that outlived its TenantCluster must
+    /// not find itself among the machines of whoever has the VNI next. `holders` may be behind; nobody is unplugged whose
+    /// owner holds the VNI now.
+    ///
+    /// # Errors
+    /// [`AttachError::Record`] when the attachments cannot be listed; what fails for one of them is logged, and it is looked
+    /// at again the next time.
+    pub async fn unplug_strangers(&self, holders: &BTreeMap<Vni, Owner>) -> Result<(), AttachError> {
+        for record in self.records.list()? {
+            let Some(joined) = &record.joined else { continue };
+            if holders.get(&joined.vni).is_some_and(|owner| owner.uid == joined.owner) {
+                continue;
+            }
+            if let Err(error) = self.unplug_stranger(&record, joined).await {
+                tracing::error!(
+                    pod = record.pod,
+                    namespace = record.namespace,
+                    vni = joined.vni.get(),
+                    error = &error as &dyn std::error::Error,
+                    "this pod may be on a network that is no longer its tenant's; delete the pod"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    async fn unplug_stranger(&self, record: &Record, joined: &Joined) -> Result<(), AttachError> {
+        let owner = self.owners.owner(joined.vni).await;
+        let owner = owner.map_err(|error| AttachError::Owner(joined.vni, error))?;
+        if owner.is_some_and(|owner| owner.uid == joined.owner) {
+            return Ok(());
+        }
+        let port = node_port(&record.container_id, &record.tap);
+        self.overlay.unplug(port).await?;
+        self.records.remove(&record.container_id, &record.tap)?;
+        tracing::warn!(
+            pod = record.pod,
+            namespace = record.namespace,
+            vni = joined.vni.get(),
+            "unplugged: the TenantCluster whose network this pod had joined is gone"
+        );
+        Ok(())
     }
 
     /// Writes the outer API server's present addresses into all attachments, and forgets those whose pod is gone.

@@ -18,6 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::links::{LinkError, Links};
 
+/// How often a path is tried that the host's mounts or renames disturb.
+const TRIES: u32 = 32;
+
 /// What failed in or on the way into a network namespace.
 #[derive(Debug, thiserror::Error)]
 pub enum NetnsError {
@@ -57,6 +60,13 @@ pub enum NetnsError {
     /// Netlink.
     #[error(transparent)]
     Link(#[from] LinkError),
+}
+
+impl NetnsError {
+    /// Whether there is no such namespace any more.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
 }
 
 /// Identity of a namespace while it exists: device and inode of its file (namespaces(7)).
@@ -112,7 +122,16 @@ impl Netns {
             .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_IN_ROOT);
         let open = || openat2(File::open(root)?, path, how).map_err(io::Error::from);
-        let file = open().map_err(|source| NetnsError::Open {
+        // A rename or mount anywhere on the host meanwhile, and the kernel can't tell where the ".." of a link leads:
+        // openat2(2) asks to try again (EAGAIN).
+        let mut tries = 1..TRIES;
+        let file = loop {
+            match open() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && tries.next().is_some() => {}
+                opened => break opened,
+            }
+        };
+        let file = file.map_err(|source| NetnsError::Open {
             path: path.to_owned(),
             source,
         })?;

@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::accelerator::Accelerator;
-use crate::attach::Owners;
+use crate::attach::{Owner, Owners};
 use crate::overlay::Nodes;
 
 /// After a failure that only time or others can mend.
@@ -76,6 +76,17 @@ pub async fn follow_api(client: Client, to: watch::Sender<Option<BTreeSet<Socket
     };
     Followed::new("EndpointSlices of kubernetes")
         .run(slices, slice_addresses, told)
+        .await;
+}
+
+/// Follows who holds which VNI, until dropped.
+pub async fn follow_holders(client: Client, to: watch::Sender<Option<BTreeMap<Vni, Owner>>>) {
+    let events = watcher(Api::<NetworkAllocation>::all(client), watcher::Config::default()).default_backoff();
+    Followed::new("NetworkAllocations")
+        .run(events, holder, |holders| {
+            let all = holders.values().flatten().cloned().collect();
+            to.send_if_modified(|known| replace(known, all));
+        })
         .await;
 }
 
@@ -226,19 +237,29 @@ pub async fn publish(client: Client, node: &str, mark: &Mark) -> kube::Result<()
         .map(drop)
 }
 
+/// Who holds which VNI by an allocation. The name is what makes it unique; a spec of another VNI would be somebody's forgery.
+fn holder(allocation: &NetworkAllocation) -> Option<(Vni, Owner)> {
+    let vni = Vni::try_from(allocation.spec.vni).ok()?;
+    let owner = &allocation.spec.owner;
+    (allocation.name_any() == vni.allocation()).then(|| {
+        let owner = Owner {
+            namespace: owner.namespace.clone(),
+            uid: owner.uid.clone(),
+        };
+        (vni, owner)
+    })
+}
+
 /// Owners of tenant networks, from NetworkAllocations. Asked for at each attachment, so that nothing is allowed by an
 /// allocation of the past.
 pub struct Allocations(pub Client);
 
 impl Owners for Allocations {
-    fn owner(&self, vni: Vni) -> BoxFuture<'_, Result<Option<String>, Box<dyn std::error::Error + Send + Sync>>> {
+    fn owner(&self, vni: Vni) -> BoxFuture<'_, Result<Option<Owner>, Box<dyn std::error::Error + Send + Sync>>> {
         async move {
             let api = Api::<NetworkAllocation>::all(self.0.clone());
             let found = api.get_opt(&vni.allocation()).await?;
-            // The name is what makes it unique; a spec of another VNI would be somebody's forgery.
-            Ok(found
-                .filter(|found| found.spec.vni == vni.get())
-                .map(|found| found.spec.owner.namespace))
+            Ok(found.as_ref().and_then(holder).map(|(_, owner)| owner))
         }
         .boxed()
     }

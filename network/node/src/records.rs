@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kubernest_plan::TapName;
+use kubernest_plan::{TapName, Vni};
 use serde::{Deserialize, Serialize};
 
 use crate::netns::NetnsId;
@@ -41,8 +41,20 @@ pub struct Record {
     pub pod: String,
     /// Whether it is of the pod network, and not of a tenant.
     pub masquerade: bool,
+    /// The tenant's network that it joined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined: Option<Joined>,
     /// The pod's network namespace.
     pub netns: NetnsId,
+}
+
+/// A tenant's network, and whose it was when a pod joined it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// The network.
+    pub vni: Vni,
+    /// UID of the TenantCluster.
+    pub owner: String,
 }
 
 /// The folder of records.
@@ -127,7 +139,11 @@ mod tests {
             tap: "tap0".parse().unwrap(),
             namespace: "ns".into(),
             pod: "p".into(),
-            masquerade: true,
+            masquerade: false,
+            joined: Some(Joined {
+                vni: 4097.try_into().unwrap(),
+                owner: "uid".into(),
+            }),
             netns: NetnsId::at(Path::new("/proc/self/ns/net")).unwrap(),
         };
         records.write(&record).unwrap();

@@ -186,7 +186,11 @@ async fn carry_out(attacher: &Attacher, caller: Caller, call: Call) -> Result<Va
             .map(|()| Value::Null),
         Call::Del(None) => Ok(Value::Null),
         Call::Del(Some(removal)) => {
-            let netns = removal.netns.as_deref().and_then(|path| caller.netns(path).ok());
+            let netns = match removal.netns.as_deref().map(|path| caller.netns(path)) {
+                None => None,
+                Some(Err(error)) if error.is_gone() => None,
+                Some(opened) => Some(opened?),
+            };
             attacher.del(&removal, netns).await.map(|()| Value::Null)
         }
         Call::Status => attacher.ready().map(|()| Value::Null),

@@ -5,6 +5,7 @@
 
 mod stage;
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use kubernest_node::attach::AttachError;
@@ -111,6 +112,36 @@ async fn net_pods_join_only_networks_of_their_namespace() {
         .unwrap_err();
     assert!(large.to_string().contains("at most 1450"), "{large}");
     assert_eq!(stage.devices_of(&pod.netns), ["eth0", "lo"]);
+    assert_eq!(stage.devices_of(&stage.nodes[0].netns), ["eth0", "lo"]);
+}
+
+#[tokio::test]
+async fn net_a_machine_that_outlives_its_tenant_never_meets_the_next_one() {
+    let mut stage = Stage::new("s", 1).await;
+    let (own, stays) = (stage.pod(0, "a"), stage.pod(0, "b"));
+    let networks_and_cables = async |stage: &Stage| stage.nodes[0].attacher.overlay().census().await.unwrap();
+    stage.add_l2(&stays, "tap1", 4097, MAC_B, "org-acme").await.unwrap();
+    // As long as its tenant holds the network it stays, also when what is known is behind.
+    let holders = stage.told.all();
+    for known in [holders, BTreeMap::new()] {
+        stage.nodes[0].attacher.unplug_strangers(&known).await.unwrap();
+        assert_eq!(stage.ports_of(0, "kn-b4097"), 2, "the cable and the VXLAN device");
+    }
+    // The tenant goes, and another of the same namespace gets its VNI.
+    stage.told.gives(4097, "org-acme", "next-uid");
+    stage.add_l2(&own, "tap1", 4097, MAC_A, "org-acme").await.unwrap();
+    assert_eq!(networks_and_cables(&stage).await, (1, 2));
+    let holders = stage.told.all();
+    stage.nodes[0].attacher.unplug_strangers(&holders).await.unwrap();
+    assert_eq!(networks_and_cables(&stage).await, (1, 1));
+    let guest = stage.guest(&own, "tap1", MAC_A, ip("100.64.0.10"));
+    let stranger = stage.guest(&stays, "tap1", MAC_B, ip("100.64.0.20"));
+    assert!(!stage.ping(&stranger, ip("100.64.0.10")));
+    assert!(!stage.ping(&guest, ip("100.64.0.20")));
+    assert_eq!(stage.records(0), 1);
+    // Its pod ends as any other.
+    stage.del(&stays, "tap1").await.unwrap();
+    stage.del(&own, "tap1").await.unwrap();
     assert_eq!(stage.devices_of(&stage.nodes[0].netns), ["eth0", "lo"]);
 }
 

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
@@ -97,10 +97,8 @@ async fn net_agent_and_the_outer_api_server() {
     let taken = NetworkAllocation::take(4097, "100.64.0.0/24".into(), owner.clone());
     allocations.create(&PostParams::default(), &taken).await.unwrap();
     let owners = Allocations(client.clone());
-    assert_eq!(
-        owners.owner(4097.try_into().unwrap()).await.unwrap().as_deref(),
-        Some("org-acme")
-    );
+    let known = owners.owner(4097.try_into().unwrap()).await.unwrap().unwrap();
+    assert_eq!((known.namespace.as_str(), known.uid.as_str()), ("org-acme", "1"));
     assert_eq!(owners.owner(4098.try_into().unwrap()).await.unwrap(), None);
     // An object whose name and spec disagree gives nobody anything.
     let mut forged = NetworkAllocation::take(4099, "100.64.2.0/24".into(), owner);
@@ -108,6 +106,17 @@ async fn net_agent_and_the_outer_api_server() {
     if allocations.create(&PostParams::default(), &forged).await.is_ok() {
         assert_eq!(owners.owner(5000.try_into().unwrap()).await.unwrap(), None);
     }
+    // They are followed, too.
+    let (to, mut holders) = watch::channel(None);
+    let following = tokio::spawn(outer::follow_holders(client.clone(), to));
+    let vni = 4097.try_into().unwrap();
+    becomes(&mut holders, "the holder", |now| {
+        now.len() == 1 && now.get(&vni) == Some(&known)
+    })
+    .await;
+    allocations.delete("vni-4097", &DeleteParams::default()).await.unwrap();
+    becomes(&mut holders, "the holder to go", BTreeMap::is_empty).await;
+    following.abort();
 
     // Its own Node; a second time nothing is written.
     let mark = Mark {

@@ -15,14 +15,14 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use kubernest_node::attach::{AttachError, Attacher, Owners};
+use kubernest_node::attach::{AttachError, Attacher, Owner, Owners};
 use kubernest_node::netns::Netns;
 use kubernest_node::overlay::{Nodes, Overlay};
 use kubernest_node::records::Records;
@@ -46,6 +46,7 @@ pub struct Stage {
     namespaces: Vec<String>,
     api: watch::Sender<Option<BTreeSet<SocketAddrV4>>>,
     folder: tempfile::TempDir,
+    pub told: Told,
 }
 
 pub struct Node {
@@ -77,11 +78,27 @@ pub struct Running {
     child: Option<Child>,
 }
 
-struct Told(BTreeMap<u32, &'static str>);
+/// Who holds which VNI: namespace and UID.
+#[derive(Clone)]
+pub struct Told(Arc<Mutex<BTreeMap<Vni, Owner>>>);
+
+impl Told {
+    pub fn gives(&self, vni: u32, namespace: &str, uid: &str) {
+        let owner = Owner {
+            namespace: namespace.into(),
+            uid: uid.into(),
+        };
+        self.0.lock().unwrap().insert(vni.try_into().unwrap(), owner);
+    }
+
+    pub fn all(&self) -> BTreeMap<Vni, Owner> {
+        self.0.lock().unwrap().clone()
+    }
+}
 
 impl Owners for Told {
-    fn owner(&self, vni: Vni) -> BoxFuture<'_, Result<Option<String>, Box<dyn std::error::Error + Send + Sync>>> {
-        let owner = self.0.get(&vni.get()).map(|owner| (*owner).to_owned());
+    fn owner(&self, vni: Vni) -> BoxFuture<'_, Result<Option<Owner>, Box<dyn std::error::Error + Send + Sync>>> {
+        let owner = self.all().remove(&vni);
         async move { Ok(owner) }.boxed()
     }
 }
@@ -123,7 +140,10 @@ impl Stage {
             namespaces: Vec::new(),
             api,
             folder,
+            told: Told(Arc::default()),
         };
+        stage.told.gives(4097, "org-acme", "acme-uid");
+        stage.told.gives(4098, "org-bmce", "bmce-uid");
         let out = stage.namespace("out");
         let on = format!("ip -n {out}");
         sh(&format!(
@@ -145,8 +165,7 @@ impl Stage {
             .unwrap();
             let overlay = Overlay::new(Netns::open(Path::new("/run/netns").join(&netns)).unwrap());
             let records = Records::at(stage.folder.path().join(format!("records-{index}")));
-            let told = Told([(4097, "org-acme"), (4098, "org-bmce")].into());
-            let attacher = Attacher::new(overlay, Box::new(told), api_seen.clone(), records.clone());
+            let attacher = Attacher::new(overlay, Box::new(stage.told.clone()), api_seen.clone(), records.clone());
             stage.nodes.push(Node {
                 netns,
                 ip,
