@@ -405,6 +405,16 @@ fn default_node_pools() -> Vec<NodePool> {
 }
 
 impl TenantCluster {
+    /// Whether it was there before `other`, whose host name it then keeps; the name decides between those of one second.
+    pub fn is_senior_to(&self, other: &Self) -> bool {
+        let age = |cluster: &Self| {
+            let metadata = &cluster.metadata;
+            let created = metadata.creation_timestamp.as_ref().map(|time| time.0);
+            (created, metadata.namespace.clone(), metadata.name.clone())
+        };
+        age(self) < age(other)
+    }
+
     /// Host name of the API server under the installation's base domain.
     pub fn host(&self, base_domain: &str) -> String {
         if !self.spec.access.hostname.is_empty() {

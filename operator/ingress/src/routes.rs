@@ -22,14 +22,7 @@ pub struct Conflict {
 /// over a name that is served; the name decides between clusters of the same second.
 pub fn routes<'a>(clusters: impl IntoIterator<Item = &'a TenantCluster>) -> (Routes, Vec<Conflict>) {
     let mut clusters: Vec<_> = clusters.into_iter().collect();
-    clusters.sort_by_cached_key(|cluster| {
-        let created = cluster.metadata.creation_timestamp.as_ref().map(|time| time.0);
-        (
-            created,
-            cluster.metadata.namespace.clone(),
-            cluster.metadata.name.clone(),
-        )
-    });
+    clusters.sort_by(|a, b| b.is_senior_to(a).cmp(&a.is_senior_to(b)));
     let (mut routes, mut conflicts) = (Routes::new(), Vec::new());
     for cluster in clusters {
         let Some(route) = cluster.status.as_ref().and_then(|status| status.ingress.as_ref()) else {

@@ -13,6 +13,8 @@ use kube::{
     runtime::events::{Event, EventType, Reporter},
 };
 
+use crate::telemetry::truncate;
+
 /// An equal event within this time is not sent again.
 pub const QUIET: Duration = Duration::from_secs(600);
 /// Longest note that the events API takes, in bytes (k8s.io/kubernetes pkg/apis/core/validation/events.go).
@@ -70,13 +72,14 @@ impl Recorder {
         K::DynamicType: Default,
     {
         let uid = object.meta().uid.clone().unwrap_or_default();
+        let note = truncate(note, NOTE_BYTES);
         if !self.is_news((uid, reason.to_owned(), note.to_owned()), Instant::now()) {
             return;
         }
         let event = Event {
             type_,
             reason: reason.to_owned(),
-            note: Some(truncate(note, NOTE_BYTES).to_owned()),
+            note: Some(note.to_owned()),
             action: action.to_owned(),
             secondary: None,
         };
@@ -97,25 +100,5 @@ impl Recorder {
         }
         sent.insert(key, now);
         true
-    }
-}
-
-/// The longest prefix of at most `bytes` bytes that ends between characters.
-fn truncate(text: &str, bytes: usize) -> &str {
-    if text.len() <= bytes {
-        return text;
-    }
-    let end = (0..=bytes).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-    &text[..end]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn truncate_ends_between_characters() {
-        assert_eq!(truncate("äöü", 3), "ä");
-        assert_eq!(truncate("abc", 3), "abc");
     }
 }

@@ -56,9 +56,24 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// The longest prefix of at most `bytes` bytes that ends between characters.
+pub fn truncate(text: &str, bytes: usize) -> &str {
+    if text.len() <= bytes {
+        return text;
+    }
+    let end = (0..=bytes).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    &text[..end]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn truncate_ends_between_characters() {
+        assert_eq!(truncate("äöü", 3), "ä");
+        assert_eq!(truncate("abc", 3), "abc");
+    }
 
     #[derive(Debug, thiserror::Error)]
     #[error("cannot apply")]

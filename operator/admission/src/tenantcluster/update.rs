@@ -19,6 +19,8 @@ pub fn check(report: &mut Report, new: &TenantClusterSpec, old: &TenantClusterSp
         "spec.network.serviceCIDR",
         new.network.service_cidr != old.network.service_cidr,
     );
+    // Certificates and kubeconfigs that users hold name it, and whoever could take a name later could take over another's.
+    immutable("spec.access.hostname", new.access.hostname != old.access.hostname);
     immutable("spec.pki.issuer", new.pki.issuer != old.pki.issuer);
     if new.version != old.version {
         report.add(

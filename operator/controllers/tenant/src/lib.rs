@@ -24,6 +24,9 @@ use tenantcluster::{Context, build::network::nad_kind, reconcile};
 pub const FIELD_MANAGER: &str = "kubernest-tenant";
 /// Name of the controller in metrics and logs.
 const CONTROLLER: &str = "tenantcluster";
+/// Reconciles at the same time. One whose tenant is paused, starved or hostile waits for up to a minute and does nothing
+/// meanwhile; so many of them must not hold up the others.
+const CONCURRENCY: u16 = 128;
 
 /// Runs the controller until shutdown.
 pub async fn run(client: Client, options: Options, metrics: Metrics, shutdown: CancellationToken) {
@@ -51,11 +54,9 @@ pub async fn run_with(
         .owns(Api::<Service>::all(client), ours.clone())
         .owns_with(attachments, nad_kind(), ours)
         .reconcile_on(woken);
-    controller::run(
-        tenants,
-        Settings::new(metrics.controller(CONTROLLER), shutdown),
-        reconcile,
-        context,
-    )
-    .await;
+    let settings = Settings {
+        concurrency: CONCURRENCY,
+        ..Settings::new(metrics.controller(CONTROLLER), shutdown)
+    };
+    controller::run(tenants, settings, reconcile, context).await;
 }

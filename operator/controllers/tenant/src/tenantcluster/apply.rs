@@ -88,6 +88,17 @@ pub async fn network(
         if let Some(own) = network::own(&all, &valid.uid, preferred) {
             return Network::of(&own).map_err(WriteError::Network);
         }
+        // Listed before their clusters are, so that no cluster's is taken for an orphan while both are being made.
+        let orphans = dereference::orphans(applier.client(), &all).await;
+        for orphan in orphans.map_err(WriteError::Allocations)? {
+            tracing::warn!(
+                allocation = orphan.name_any(),
+                cluster = orphan.spec.owner.name,
+                namespace = orphan.spec.owner.namespace,
+                "takes back the network of a TenantCluster that is gone"
+            );
+            applier.delete(&orphan).await.map_err(WriteError::Apply)?;
+        }
         let desired = network::candidate(valid, pool, &all, &refused).map_err(WriteError::Network)?;
         let got = applier.create_if_absent(&desired).await.map_err(WriteError::Apply)?;
         if got.spec.owner.uid == valid.uid {

@@ -14,7 +14,8 @@ use kubernest_crds::{
 };
 use serde::de::DeserializeOwned;
 
-use super::build::network::nad_kind;
+use super::build::{network::nad_kind, slots::image_of};
+use crate::options::NodeImage;
 
 /// Something can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -139,6 +140,72 @@ pub async fn all_allocations(client: &Client) -> Result<Vec<NetworkAllocation>, 
             source,
         })?
         .items)
+}
+
+/// The image that the cluster's machines were made from: theirs are all of one version.
+pub async fn image_in_use(client: &Client, cluster: &TenantCluster) -> Result<Option<NodeImage>, DereferenceError> {
+    let machines = Api::namespaced(client.clone(), &cluster.namespace().unwrap_or_default());
+    let machines = owned(machines, "VirtualMachines", cluster).await?;
+    Ok(machines.values().find_map(image_of))
+}
+
+/// Whether a cluster that is older has the host name that this one asks for by its spec. Names of the installation's own
+/// domain need no look: admission leaves each to its cluster.
+pub async fn host_is_taken(client: &Client, cluster: &TenantCluster) -> Result<bool, DereferenceError> {
+    let host = &cluster.spec.access.hostname;
+    if host.is_empty() {
+        return Ok(false);
+    }
+    let all = Api::<TenantCluster>::all(client.clone())
+        .list(&ListParams::default())
+        .await
+        .map_err(|source| DereferenceError {
+            what: "TenantClusters",
+            source,
+        })?;
+    let mut same = all
+        .iter()
+        .filter(|other| other.spec.access.hostname.eq_ignore_ascii_case(host));
+    Ok(same.any(|other| other.is_senior_to(cluster)))
+}
+
+/// Allocations in `all` whose TenantCluster is no more: somebody took its finalizer away.
+pub async fn orphans(client: &Client, all: &[NetworkAllocation]) -> Result<Vec<NetworkAllocation>, DereferenceError> {
+    let clusters = Api::<TenantCluster>::all(client.clone())
+        .list_metadata(&ListParams::default())
+        .await
+        .map_err(|source| DereferenceError {
+            what: "TenantClusters",
+            source,
+        })?;
+    let uids: std::collections::BTreeSet<_> = clusters.iter().filter_map(ResourceExt::uid).collect();
+    let orphans = all
+        .iter()
+        .filter(|allocation| !uids.contains(&allocation.spec.owner.uid));
+    Ok(orphans.cloned().collect())
+}
+
+/// Instances in the cluster's namespace that are on the network `attachment` and not the cluster's, by name.
+pub async fn strangers(
+    client: &Client,
+    cluster: &TenantCluster,
+    attachment: &str,
+) -> Result<Vec<String>, DereferenceError> {
+    let namespace = cluster.namespace().unwrap_or_default();
+    let all = Api::<VirtualMachineInstance>::namespaced(client.clone(), &namespace)
+        .list(&ListParams::default())
+        .await
+        .map_err(|source| DereferenceError {
+            what: "VirtualMachineInstances",
+            source,
+        })?;
+    let names = [attachment.to_owned(), format!("{namespace}/{attachment}")];
+    let joined = all.into_iter().filter(|instance| {
+        let networks = instance.spec.networks.iter().flatten();
+        let mut multus = networks.filter_map(|network| network.multus.as_ref());
+        multus.any(|multus| names.contains(&multus.network_name))
+    });
+    Ok(joined.map(|instance| instance.name_any()).collect())
 }
 
 /// The cluster's running instances by name, for what their guests said last.

@@ -26,8 +26,14 @@ use kube::{
 };
 use kubernest_crds::TenantCluster;
 use kubernest_pki::{Credential, Kubeconfig, KubeconfigAuth};
-use kubernest_runtime::{Applier, CancellationToken, telemetry::chain};
-use tokio::sync::{Notify, watch};
+use kubernest_runtime::{
+    Applier, CancellationToken,
+    telemetry::{chain, truncate},
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, MissedTickBehavior},
+};
 use tower::util::MapResponseLayer;
 
 use super::{
@@ -45,10 +51,19 @@ const ANSWER: Duration = Duration::from_secs(30);
 const CONNECT: Duration = Duration::from_secs(15);
 
 /// Longest answer, in bytes, that is read from a tenant, whose owner may have replaced the API server; a watch that gave
-/// more begins again.
-const ANSWER_BYTES: usize = 16 << 20;
+/// more begins again. All tenants share the operator's memory, and JSON takes several times its length there.
+const ANSWER_BYTES: usize = 2 << 20;
+/// Objects in one answer to a list: Nodes have some 20 KB each.
+pub(super) const PAGE: u32 = 50;
 /// Longest text of a tenant's, in bytes, that is repeated outside it.
 const TEXT_BYTES: usize = 256;
+/// Most bytes of labels and taints that are read of a node.
+const NODE_BYTES: usize = 16 << 10;
+/// Least time between two events of one tenant that are looked at: one that sends them without end must not take the
+/// processor from the others.
+const EVENT_PAUSE: Duration = Duration::from_millis(5);
+/// Least time between two wakes of the reconciler for what changed on nodes: each may be a write into the outer cluster.
+const WAKE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -83,10 +98,19 @@ pub struct NodeFacts {
     pub applied: Option<String>,
     /// Its taints.
     pub taints: Vec<Taint>,
+    /// It has more labels and taints than are read, and none of them is known.
+    pub too_large: bool,
 }
 
 impl NodeFacts {
     fn of(node: &Node) -> Self {
+        if size(node) > NODE_BYTES {
+            return NodeFacts {
+                message: format!("the node has more than {NODE_BYTES} bytes of labels and taints: remove some"),
+                too_large: true,
+                ..NodeFacts::default()
+            };
+        }
         let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
         let ready = conditions
             .into_iter()
@@ -95,7 +119,8 @@ impl NodeFacts {
         NodeFacts {
             ready: ready.is_some_and(|condition| condition.status == "True"),
             message: ready
-                .and_then(|condition| condition.message.clone())
+                .and_then(|condition| condition.message.as_deref())
+                .map(clip)
                 .unwrap_or_default(),
             labels: node.labels().clone(),
             applied: node.annotations().get(super::inner::APPLIED).cloned(),
@@ -104,8 +129,18 @@ impl NodeFacts {
                 .as_ref()
                 .and_then(|spec| spec.taints.clone())
                 .unwrap_or_default(),
+            too_large: false,
         }
     }
+}
+
+/// Bytes of what [`NodeFacts`] keeps of a node as it is.
+fn size(node: &Node) -> usize {
+    let applied = node.annotations().get(super::inner::APPLIED).map_or(0, String::len);
+    let labels = node.labels().iter().map(|(key, value)| key.len() + value.len());
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let taints = taints.map(|taint| taint.key.len() + taint.effect.len() + taint.value.as_ref().map_or(0, String::len));
+    applied + labels.sum::<usize>() + taints.sum::<usize>()
 }
 
 /// What is known of the tenant.
@@ -291,12 +326,8 @@ fn not_ready(error: &LinkError) -> String {
     causes.last().map(ToString::to_string).unwrap_or_default()
 }
 
-fn clip(mut text: String) -> String {
-    let end = (0..=text.len().min(TEXT_BYTES))
-        .rev()
-        .find(|end| text.is_char_boundary(*end));
-    text.truncate(end.unwrap_or(0));
-    text
+fn clip(text: impl AsRef<str>) -> String {
+    truncate(text.as_ref(), TEXT_BYTES).to_owned()
 }
 
 struct Task {
@@ -374,16 +405,28 @@ impl Task {
     async fn follow(&self) -> Result<(), LinkError> {
         let nodes = Api::<Node>::all(self.client.clone());
         let requests = Api::<CertificateSigningRequest>::all(self.client.clone());
-        let mut nodes = watcher(nodes, watcher::Config::default()).default_backoff().boxed();
-        let mut requests_seen = watcher(requests, watcher::Config::default()).default_backoff().boxed();
+        let config = watcher::Config::default().page_size(PAGE);
+        let mut nodes = watcher(nodes, config.clone()).default_backoff().boxed();
+        let mut requests_seen = watcher(requests, config).default_backoff().boxed();
         let mut slots = self.slots.clone();
         slots.mark_unchanged();
         let mut listing = BTreeMap::new();
         self.signer.forget();
+        let mut pace = tokio::time::interval(EVENT_PAUSE);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut changed, mut wake) = (false, Instant::now());
         loop {
+            pace.tick().await;
             tokio::select! {
+                () = tokio::time::sleep_until(wake), if changed => {
+                    (changed, wake) = (false, Instant::now() + WAKE_PAUSE);
+                    self.wake();
+                }
                 event = nodes.next() => match event {
-                    Some(Ok(event)) => self.node(event, &mut listing),
+                    Some(Ok(event)) => {
+                        let is_slot = |name: &str| self.slots.borrow().contains_key(name);
+                        changed |= note(&mut lock(&self.view), &mut listing, is_slot, event);
+                    }
                     Some(Err(error)) => self.after(error).await?,
                     None => return Ok(()),
                 },
@@ -414,34 +457,37 @@ impl Task {
             _ => Err(LinkError::Watch(error)),
         }
     }
+}
 
-    fn node(&self, event: watcher::Event<Node>, listing: &mut BTreeMap<String, NodeFacts>) {
-        let mut view = lock(&self.view);
-        let changed = match event {
-            watcher::Event::Apply(node) => {
-                let facts = NodeFacts::of(&node);
-                view.nodes.insert(node.name_any(), facts.clone()) != Some(facts)
-            }
-            watcher::Event::Delete(node) => view.nodes.remove(&node.name_any()).is_some(),
-            watcher::Event::Init => {
-                listing.clear();
-                false
-            }
-            watcher::Event::InitApply(node) => {
-                listing.insert(node.name_any(), NodeFacts::of(&node));
-                false
-            }
-            watcher::Event::InitDone => {
-                let fresh = std::mem::take(listing);
-                let changed = !view.listed || view.nodes != fresh;
-                view.nodes = fresh;
-                view.listed = true;
-                changed
-            }
-        };
-        drop(view);
-        if changed {
-            self.wake();
+/// Takes note of what happened to a node; whether the reconciler is to know. Only of nodes that are slots: what else a tenant
+/// calls a node is its own affair. (A slot is known here before its machine is made, so that none is missed.)
+fn note(
+    view: &mut View,
+    listing: &mut BTreeMap<String, NodeFacts>,
+    is_slot: impl Fn(&str) -> bool,
+    event: watcher::Event<Node>,
+) -> bool {
+    match event {
+        watcher::Event::Apply(node) | watcher::Event::InitApply(node) if !is_slot(&node.name_any()) => false,
+        watcher::Event::Apply(node) => {
+            let facts = NodeFacts::of(&node);
+            view.nodes.insert(node.name_any(), facts.clone()) != Some(facts)
+        }
+        watcher::Event::Delete(node) => view.nodes.remove(&node.name_any()).is_some(),
+        watcher::Event::Init => {
+            listing.clear();
+            false
+        }
+        watcher::Event::InitApply(node) => {
+            listing.insert(node.name_any(), NodeFacts::of(&node));
+            false
+        }
+        watcher::Event::InitDone => {
+            let fresh = std::mem::take(listing);
+            let changed = !view.listed || view.nodes != fresh;
+            view.nodes = fresh;
+            view.listed = true;
+            changed
         }
     }
 }
@@ -449,8 +495,37 @@ impl Task {
 #[cfg(test)]
 mod tests {
     use kube::core::Status;
+    use serde_json::{Value, json};
 
     use super::*;
+
+    fn node(name: &str, labels: Value, message: &str) -> Node {
+        let ready = json!({"type": "Ready", "status": "False", "message": message});
+        let node = json!({"metadata": {"name": name, "labels": labels}, "status": {"conditions": [ready]}});
+        serde_json::from_value(node).unwrap()
+    }
+
+    #[test]
+    fn link_keeps_only_nodes_that_are_slots() {
+        let (mut view, mut listing) = (View::default(), BTreeMap::new());
+        let mut take = |event| note(&mut view, &mut listing, |name| name == "a", event);
+        take(watcher::Event::Init);
+        for name in ["a", "stranger"] {
+            take(watcher::Event::InitApply(node(name, json!({}), "")));
+        }
+        assert!(take(watcher::Event::InitDone));
+        assert!(!take(watcher::Event::Apply(node("another", json!({}), ""))));
+        assert!(take(watcher::Event::Apply(node("a", json!({"tier": "db"}), ""))));
+        assert_eq!(view.nodes.keys().collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn link_repeats_little_of_what_a_tenant_says() {
+        let facts = NodeFacts::of(&node("a", json!({}), &"x".repeat(700_000)));
+        assert_eq!(facts.message.len(), TEXT_BYTES);
+        let facts = NodeFacts::of(&node("a", json!({"large": "x".repeat(700_000)}), ""));
+        assert!(facts.too_large && facts.labels.is_empty(), "{facts:?}");
+    }
 
     #[test]
     fn link_names_only_the_failing_checks_of_readyz() {

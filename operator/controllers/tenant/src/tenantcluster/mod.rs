@@ -18,6 +18,7 @@ pub mod teardown;
 pub mod validate;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
@@ -30,7 +31,10 @@ use kube::{
     runtime::{controller::Action, reflector::ObjectRef},
 };
 use kubernest_crds::{TENANT_FINALIZER, TenantCluster, kubevirt::v1::VirtualMachine, reasons};
-use kubernest_runtime::{Applier, ApplyError, StepError, telemetry::chain};
+use kubernest_runtime::{
+    Applier, ApplyError, StepError,
+    telemetry::{chain, truncate},
+};
 
 pub use self::context::Context;
 use self::{
@@ -56,6 +60,9 @@ const INSIDE: Duration = Duration::from_secs(3);
 const INSIDE_LIMIT: Duration = Duration::from_secs(60);
 /// Time between looks at a cluster at rest, for certificates that come of age.
 const AT_REST: Duration = Duration::from_secs(3600);
+
+/// Longest message of a failure in status, in bytes.
+const MESSAGE_BYTES: usize = 1024;
 
 /// The step that failed.
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +142,8 @@ impl Error {
         let message = source.map_or_else(|| self.to_string(), chain);
         Failure {
             step: self.step(),
-            message,
+            // It may repeat what a tenant's API server answered.
+            message: truncate(&message, MESSAGE_BYTES).to_owned(),
             terminal: self.terminal(),
         }
     }
@@ -204,8 +212,26 @@ async fn bounded<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, E
 /// Everything in the outer cluster.
 async fn outside(cluster: &TenantCluster, context: &Context, progress: &mut Progress) -> Result<Arc<Link>, Error> {
     let applier = &context.applier;
-    let valid = validate::validate(cluster, &context.options).map_err(Error::Validate)?;
+    let mut options = Cow::Borrowed(&context.options);
+    let version = &cluster.spec.version;
+    if !options.node_images.0.contains_key(version) {
+        // No new cluster can have it any more; one that has it goes on with its own.
+        let image = dereference::image_in_use(applier.client(), cluster).await;
+        let image = image.map_err(Error::Dereference)?.map(|image| (version.clone(), image));
+        options.to_mut().node_images.0.extend(image);
+    }
+    let valid = validate::validate(cluster, &options).map_err(Error::Validate)?;
     progress.valid = Some(valid.clone());
+    let another_has_it = dereference::host_is_taken(applier.client(), cluster).await;
+    if another_has_it.map_err(Error::Dereference)? {
+        return Err(Error::Validate(Invalid::new(
+            "spec.access.hostname",
+            format!(
+                "{} belongs to another TenantCluster: make this one anew with a name of its own",
+                valid.host
+            ),
+        )));
+    }
     let (_, observed, allocations) = futures::try_join!(
         async {
             applier
@@ -406,7 +432,7 @@ async fn inside(link: &Link, progress: &mut Progress) -> Result<(), Error> {
     inner::apply_addons(link, &addons).await.map_err(Error::Inner)?;
     progress.addons = true;
     for state in &progress.slots {
-        if let Some(node) = &state.node {
+        if let Some(node) = state.node.as_ref().filter(|node| !node.too_large) {
             inner::apply_node(link, &state.slot, node).await.map_err(Error::Inner)?;
         }
     }

@@ -24,9 +24,11 @@ use serde_json::json;
 use super::{
     build::pki::{Authorities, Authority},
     csr::{Verdict, judge},
-    link::LinkError,
+    link::{LinkError, PAGE},
 };
 
+/// Pages of requests that are read at most: the tenant's API server says whether there are more.
+const PAGES: u32 = 100;
 /// Answered requests that are remembered at most.
 const ANSWERED: usize = 4096;
 
@@ -64,9 +66,17 @@ impl Signer {
     /// Answers all requests, after slots have changed.
     pub async fn answer_all(&self, slots: &Slots) -> Result<(), LinkError> {
         let api = Api::<CertificateSigningRequest>::all(self.client.clone());
-        let all = api.list(&ListParams::default()).await;
-        for csr in all.map_err(|source| LinkError::Api("list certificate requests", source))? {
-            self.answer(&csr, slots).await?;
+        let mut page = ListParams::default().limit(PAGE);
+        for _ in 0..PAGES {
+            let listed = api.list(&page).await;
+            let listed = listed.map_err(|source| LinkError::Api("list certificate requests", source))?;
+            page.continue_token = listed.metadata.continue_.clone().filter(|token| !token.is_empty());
+            for csr in listed {
+                self.answer(&csr, slots).await?;
+            }
+            if page.continue_token.is_none() {
+                break;
+            }
         }
         Ok(())
     }

@@ -103,6 +103,15 @@ pub async fn cluster(applier: &Applier, cluster: &TenantCluster) -> Result<Optio
             return Ok(Some(names(what, keys.into_iter())));
         }
     }
+    // Users may have machines of their own on the network: they must not find themselves on that of whoever has the VNI
+    // next. (A pod that joined it in another way is unplugged by its node's agent.)
+    let strangers = dereference::strangers(applier.client(), cluster, &cluster.name_any())
+        .await
+        .map_err(TeardownError::Read)?;
+    if !strangers.is_empty() {
+        let what = "virtual machines that users put on its network (stop or delete them)";
+        return Ok(Some(names(what, strangers.iter())));
+    }
     // Last, so that nobody gets the VNI while anything of ours could still use it.
     let all = dereference::all_allocations(applier.client())
         .await

@@ -179,6 +179,19 @@ pub fn machine(valid: &Validated, slot: &Slot, console_request: Option<&str>) ->
     }
 }
 
+/// The image that [`machine`] made a machine from.
+pub fn image_of(machine: &kv::VirtualMachine) -> Option<NodeImage> {
+    let template = &machine.spec.template;
+    let boot = template.spec.domain.firmware.as_ref()?.kernel_boot.as_ref()?;
+    let annotations = template.metadata.as_ref().map(|metadata| &metadata.annotations);
+    let emulation = annotations.and_then(|annotations| annotations.get(labels::EMULATION_KERNEL_ARGS));
+    Some(NodeImage {
+        image: boot.container.as_ref()?.image.clone(),
+        kernel_args: boot.kernel_args.clone().unwrap_or_default(),
+        emulation_kernel_args: emulation.cloned().unwrap_or_default(),
+    })
+}
+
 /// Nobody but us decides upon a node's machine, so presets of the namespace are none of its business.
 fn template_annotations(image: &NodeImage) -> BTreeMap<String, String> {
     let mut annotations = BTreeMap::from([(kv::PRESET_EXCLUDE.to_owned(), "true".to_owned())]);
@@ -381,6 +394,13 @@ pub(crate) mod tests {
         let taken = BTreeMap::from([("customera-old-0".to_owned(), 20)]);
         let slots = plan(&valid(1), &network(), &taken).unwrap();
         assert!(slots.iter().all(|slot| slot.ip != network().address(20)));
+    }
+
+    #[test]
+    fn plan_image_of_a_machine_is_the_one_it_was_made_from() {
+        let valid = valid(1);
+        let slot = plan(&valid, &network(), &BTreeMap::new()).unwrap().remove(0);
+        assert_eq!(image_of(&machine(&valid, &slot, None)), Some(valid.image));
     }
 
     #[test]
