@@ -39,6 +39,11 @@ fn integration_chart_takes_values(#[case] values: &str, #[case] rendered: &str) 
 #[case::unknown_choice("emulation=maybe", "at '/emulation': value must be one of 'auto', 'always', 'never'")]
 #[case::no_replicas("operator.replicas=0", "at '/operator/replicas': minimum: got 0, want 1")]
 #[case::no_port("ingress.port=70000", "at '/ingress/port': maximum: got 70,000, want 65,535")]
+#[case::no_addresses("nodeCIDRPool=999.1/77", "at '/nodeCIDRPool': '999.1/77' does not match pattern")]
+#[case::small_pool(
+    "nodeCIDRPool=10.0.0.0/25",
+    "at '/nodeCIDRPool': '10.0.0.0/25' does not match pattern"
+)]
 #[case::no_version("nodeImages.stable.image=x", "nodeImages.stable: name a Kubernetes version")]
 #[case::no_image(r"nodeImages.v1\.34\.4.kernelArgs=quiet", "missing property 'image'")]
 fn integration_chart_names_the_wrong_value(#[case] value: &str, #[case] message: &str) {
