@@ -49,7 +49,7 @@ demo: deps ## Raise an outer cluster, install Kubernest, make a tenant cluster, 
 	@tests/tools/demo
 
 .PHONY: down
-down: ## Take the demo's clusters down; leaves nothing behind
+down: ## Take the demo's clusters down; leaves nothing behind, and names other test beds that were kept
 	@tests/tools/down
 
 .PHONY: generate
@@ -74,7 +74,7 @@ e2e: images testbed ## End-to-end tests on a real outer cluster of their own
 
 .PHONY: story
 story: images testbed ## End-to-end stories whose name has NAME, all without; the cluster stays for the next one
-	@KEEP=1 tests/tools/with-testbed e2e cargo nextest run --locked --profile e2e -p kubernest-e2e --no-capture \
+	@KEEP=1 tests/tools/with-testbed story cargo nextest run --locked --profile e2e -p kubernest-e2e --no-capture \
 		-E 'binary(/$(NAME)/) or test(/$(NAME)/)'
 
 .PHONY: bench

@@ -18,7 +18,7 @@ use kubernest_e2e::{Outer, PlainStream, machine, pods, wait};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::figure::{Figure, median, percentile};
 use crate::writes;
@@ -30,8 +30,12 @@ const BURST: usize = 20;
 const FLEET_GUEST: u64 = 128 << 20;
 /// Bytes that are sent to a console, one after the other.
 const ECHOES: usize = 100;
+/// What the small guest's shell says to the line "bench".
+const ANSWER: &str = "guest: heard bench";
 /// What KubeVirt's components request for one node, in MiB (virt-operator ×2, virt-api ×2, virt-controller ×2, virt-handler).
 const KUBEVIRT_MIB: f64 = 2765.0;
+/// What KubeVirt reserves beside a guest of the fleet, in MiB: 240 and a 512th of the guest.
+const KUBEVIRT_RESERVES: f64 = 240.25;
 /// Its kernel tells from its first moment on. With the default of 9600 baud qemu would hold each byte back for 4 ms. Where
 /// twenty guests are emulated at once, timers come so late that Linux would take them for broken, and panic.
 const KERNEL_ARGS: &str = "console=ttyS0,115200 earlyprintk=serial no_timer_check";
@@ -44,7 +48,7 @@ pub async fn measure(outer: &Outer, guest: &Guest, runs: u32) -> Result<Vec<Figu
     machine::namespace(outer, NAMESPACE)?;
     let image = outer.bed.load_testbox().await?;
     let mut figures = start(outer, guest, &image, runs).await?;
-    figures.push(echo(outer, &image).await?);
+    figures.extend(echo(outer, guest, &image).await?);
     figures.extend(burst(outer, &image).await?);
     figures.extend(fleet(outer).await?);
     outer.kubectl(&["delete", "namespace", NAMESPACE])?;
@@ -114,38 +118,10 @@ async fn said(outer: &Outer, name: &str, text: &str) -> Result<Timestamp> {
 }
 
 impl Guest {
-    /// Seconds from qemu's start to the first byte on its serial line, with the launcher's machine.
+    /// Seconds from qemu's start to the first byte on its serial line.
     async fn first_byte(&self) -> Result<f64> {
         let began = Instant::now();
-        let mut qemu = Command::new("qemu-system-x86_64")
-            .args([
-                "-machine",
-                "q35",
-                "-accel",
-                "tcg,thread=multi,tb-size=64",
-                "-cpu",
-                "Nehalem",
-            ])
-            .args([
-                "-m",
-                "128",
-                "-nodefaults",
-                "-no-user-config",
-                "-display",
-                "none",
-                "-serial",
-                "stdio",
-            ])
-            .arg("-kernel")
-            .arg(self.0.join("vmlinuz"))
-            .arg("-initrd")
-            .arg(self.0.join("initrd.img"))
-            .args(["-append", &format!("{KERNEL_ARGS} then=wait")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("qemu-system-x86_64")?;
+        let mut qemu = self.boot("wait")?;
         let mut said = qemu.stdout.take().context("its output")?;
         let mut byte = [0];
         ensure!(said.read(&mut byte).await? == 1, "qemu ended without a byte");
@@ -153,10 +129,71 @@ impl Guest {
         qemu.kill().await?;
         Ok(took)
     }
+
+    /// qemu with the launcher's machine, its serial line on standard input and output; `then` says what its guest does.
+    fn boot(&self, then: &str) -> Result<Child> {
+        let machine = "-machine q35 -accel tcg,thread=multi,tb-size=64 -cpu Nehalem -m 128";
+        let rest = "-nodefaults -no-user-config -display none -serial stdio";
+        Command::new("qemu-system-x86_64")
+            .args(machine.split(' ').chain(rest.split(' ')))
+            .arg("-kernel")
+            .arg(self.0.join("vmlinuz"))
+            .arg("-initrd")
+            .arg(self.0.join("initrd.img"))
+            .args(["-append", &format!("{KERNEL_ARGS} then={then}")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("qemu-system-x86_64")
+    }
 }
 
-/// A byte to a guest's console and back, next to one to a program in a pod and back by `exec`, in turn.
-async fn echo(outer: &Outer, image: &str) -> Result<Figure> {
+/// The serial line of a guest that qemu runs without Kubernest.
+struct SerialLine {
+    /// Ends with it.
+    _qemu: Child,
+    to: ChildStdin,
+    from: ChildStdout,
+}
+
+impl SerialLine {
+    async fn open(guest: &Guest) -> Result<Self> {
+        let mut qemu = guest.boot("shell")?;
+        let (to, from) = (qemu.stdin.take(), qemu.stdout.take());
+        let (to, from) = (to.context("its input")?, from.context("its output")?);
+        let mut line = Self { _qemu: qemu, to, from };
+        let mut heard = Vec::new();
+        // The guest answers once it reads its console.
+        loop {
+            line.to.write_all(b"bench\n").await?;
+            let answer = async {
+                while !String::from_utf8_lossy(&heard).contains(ANSWER) {
+                    ensure!(line.from.read_buf(&mut heard).await? > 0, "qemu by hand ended");
+                }
+                Ok(())
+            };
+            if let Ok(answer) = tokio::time::timeout(Duration::from_secs(2), answer).await {
+                return answer.map(|()| line);
+            }
+        }
+    }
+
+    /// Milliseconds until the terminal has echoed a byte.
+    async fn echo(&mut self) -> Result<f64> {
+        let began = Instant::now();
+        self.to.write_all(b"x").await?;
+        let mut heard = Vec::new();
+        while !heard.contains(&b'x') {
+            ensure!(self.from.read_buf(&mut heard).await? > 0, "qemu by hand ended");
+        }
+        Ok(began.elapsed().as_secs_f64() * 1e3)
+    }
+}
+
+/// A byte to a guest's console and back, next to one to a program in a pod and back by `exec`, and to the same guest's serial
+/// line without Kubernest, in turn.
+async fn echo(outer: &Outer, guest: &Guest, image: &str) -> Result<Vec<Figure>> {
     let instances = Api::<VirtualMachineInstance>::namespaced(outer.client.clone(), NAMESPACE);
     let pods = Api::<Pod>::namespaced(outer.client.clone(), NAMESPACE);
     pods.create(&PostParams::default(), &pod("echo", image)?).await?;
@@ -172,7 +209,7 @@ async fn echo(outer: &Outer, image: &str) -> Result<Figure> {
     // The guest answers once it reads its console.
     loop {
         console.send(b"bench\n").await?;
-        let heard = tokio::time::timeout(Duration::from_secs(2), console.expect("guest: heard bench")).await;
+        let heard = tokio::time::timeout(Duration::from_secs(2), console.expect(ANSWER)).await;
         if let Ok(heard) = heard {
             ensure!(heard?, "the console ended");
             break;
@@ -184,27 +221,33 @@ async fn echo(outer: &Outer, image: &str) -> Result<Figure> {
         process.stdin().context("its input")?,
         process.stdout().context("its output")?,
     );
-    let (mut guest, mut pod) = (Vec::new(), Vec::new());
+    let mut serial = SerialLine::open(guest).await?;
+    let (mut machine, mut pod, mut by_hand) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ECHOES {
         let began = Instant::now();
         console.send(b"x").await?;
         // The terminal's own echo; whatever was on its way before is read with it.
         while !console.receive().await?.context("the console ended")?.contains(&b'x') {}
-        guest.push(began.elapsed().as_secs_f64() * 1e3);
+        machine.push(began.elapsed().as_secs_f64() * 1e3);
         let began = Instant::now();
         to.write_all(b"x").await?;
         to.flush().await?;
         let mut byte = [0];
         from.read_exact(&mut byte).await?;
         pod.push(began.elapsed().as_secs_f64() * 1e3);
+        by_hand.push(serial.echo().await?);
     }
-    drop((to, console));
+    drop((to, console, serial));
     remove(&pods, "echo").await?;
     remove(&instances, "echo").await?;
-    let (Some(guest), Some(pod)) = (median(guest), median(pod)) else {
+    let (Some(machine), Some(pod), Some(by_hand)) = (median(machine), median(pod), median(by_hand)) else {
         bail!("nothing was measured")
     };
-    Ok(Figure::against("console_echo", guest, "ms", pod, 1.0))
+    Ok(vec![
+        Figure::against("console_echo", machine, "ms", pod, 1.0),
+        // What the guest and qemu take of it.
+        Figure::beside("serial_echo_by_hand", by_hand, "ms", pod),
+    ])
 }
 
 /// Twenty at once, next to as many pods; and what Kubernest needs before and with them.
@@ -275,7 +318,14 @@ async fn fleet(outer: &Outer) -> Result<Vec<Figure>> {
         bail!("nothing was measured")
     };
     Ok(vec![
-        Figure::alone("vm_overhead_20_vms_mib", overhead, "MiB", Some(60.0)),
+        // At most 60 MiB; next to it what KubeVirt reserves for such a guest.
+        Figure::against(
+            "vm_overhead_20_vms_mib",
+            overhead,
+            "MiB",
+            KUBEVIRT_RESERVES,
+            60.0 / KUBEVIRT_RESERVES,
+        ),
         Figure::alone("vm_in_no_file_20_vms_mib", own, "MiB", None),
     ])
 }

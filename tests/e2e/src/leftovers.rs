@@ -108,9 +108,8 @@ where
     Ok(())
 }
 
-/// Host names that HAProxy routes now, asked over its runtime socket.
+/// Host names in the map that HAProxy's sidecar keeps.
 fn routes(outer: &Outer) -> Result<Vec<String>> {
-    let script = "for m in /run/haproxy/routes.map; do cat $m; done";
     let text = outer.kubectl(&[
         "exec",
         "-n",
@@ -119,16 +118,17 @@ fn routes(outer: &Outer) -> Result<Vec<String>> {
         "-c",
         "haproxy",
         "--",
-        "sh",
-        "-c",
-        script,
+        "cat",
+        "/run/haproxy/routes.map",
     ])?;
     Ok(text.lines().map(str::to_owned).collect())
 }
 
 fn on_node(outer: &Outer, node: usize) -> Result<Vec<String>> {
-    // Names of links in the node's namespace that are ours, and launchers' processes and mounts below it.
+    // Names of links in the node's namespace that are ours, what its agent noted of attachments, and launchers' processes
+    // and mounts below it.
     let script = "ip -o link show | grep -oE '(kn-|k6t-|tap)[^:@ ]*' || true; \
+        find /run/kubernest/attachments -type f 2>/dev/null || true; \
         grep -hoE 'virt-launcher-[^/ ]*' /proc/mounts | sort -u | sed 's/^/mount of /' || true; \
         for p in /proc/[0-9]*; do case $(readlink $p/exe 2>/dev/null) in *qemu-system*|*virtiofsd*|*libvirtd*|*kubernest-launcher*) \
         readlink $p/exe ;; esac; done; true";

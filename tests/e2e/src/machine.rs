@@ -24,8 +24,9 @@ pub struct Machine<'a> {
     name: String,
 }
 
-/// Makes a namespace in which [`USER`] may edit.
+/// Makes a namespace in which [`USER`] may edit. What a story that failed left of it goes first.
 pub fn namespace(outer: &Outer, name: &str) -> Result<()> {
+    outer.kubectl(&["delete", "namespace", name, "--ignore-not-found"])?;
     outer.kubectl(&["create", "namespace", name])?;
     let user = format!("--user={USER}");
     outer.kubectl(&["create", "rolebinding", "edit", "-n", name, "--clusterrole=edit", &user])?;

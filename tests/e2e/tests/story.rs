@@ -37,7 +37,9 @@ async fn e2e_two_tenants_live_apart_survive_and_leave_nothing() -> Result<()> {
         "both tenants have one pod CIDR"
     );
     workload_runs(&a)?;
-    tenants_do_not_reach_each_other(&a, &cluster_b)?;
+    tenants_do_not_reach_each_other(&a, &cluster_a, &cluster_b)?;
+    users_of_the_namespace_have_their_rights(&outer)?;
+    events_tell_what_happened(&outer)?;
     b.delete().await?;
 
     worker_survives_its_pod(&outer, &a, &cluster_a).await?;
@@ -124,12 +126,52 @@ fn workload_runs(tenant: &Tenant<'_>) -> Result<()> {
     Ok(())
 }
 
-/// From inside tenant A, the node addresses of tenant B answer nothing.
-fn tenants_do_not_reach_each_other(a: &Tenant<'_>, b: &TenantCluster) -> Result<()> {
-    for slot in slots(b) {
+/// From inside tenant A, its own nodes' kubelets answer and those of tenant B don't.
+fn tenants_do_not_reach_each_other(tenant: &Tenant<'_>, a: &TenantCluster, b: &TenantCluster) -> Result<()> {
+    let knocks = |cluster, expected| slots(cluster).iter().map(move |slot| (slot, expected));
+    for (slot, expected) in knocks(a, "reached").chain(knocks(b, "unreachable")) {
         let knock = format!("nc -w 5 -z {} 10250 && echo reached || echo unreachable", slot.ip);
-        let said = a.kubectl(&["exec", "client", "--", "sh", "-c", &knock])?;
-        ensure!(said.trim() == "unreachable", "{} answers tenant A: {said}", slot.ip);
+        let said = tenant.kubectl(&["exec", "client", "--", "sh", "-c", &knock])?;
+        ensure!(
+            said.trim() == expected,
+            "{} of {:?} from tenant A: {said}",
+            slot.ip,
+            slot.name
+        );
+    }
+    Ok(())
+}
+
+/// Kubernetes' own roles in a namespace cover its TenantClusters.
+fn users_of_the_namespace_have_their_rights(outer: &Outer) -> Result<()> {
+    for role in ["view", "edit"] {
+        let (cluster_role, user) = (format!("--clusterrole={role}"), format!("--user={role}er"));
+        outer.kubectl(&["create", "rolebinding", role, "-n", "org-acme", &cluster_role, &user])?;
+    }
+    let rights = [
+        ("viewer", "get", true),
+        ("viewer", "create", false),
+        ("editer", "create", true),
+        ("editer", "delete", true),
+    ];
+    for (user, verb, may) in rights {
+        let user = format!("--as={user}");
+        let said = outer.kubectl(&["auth", "can-i", verb, "tenantclusters", "-n", "org-acme", &user]);
+        ensure!(said.is_ok() == may, "{user} may {verb}: {said:?}");
+    }
+    Ok(())
+}
+
+/// What `kubectl describe tc` shows. (An operator that is killed after a write may not have told of it any more.)
+fn events_tell_what_happened(outer: &Outer) -> Result<()> {
+    let of = "involvedObject.kind=TenantCluster,involvedObject.name=customera";
+    let reasons = "jsonpath={.items[*].reason}";
+    let reasons = outer.kubectl(&["get", "events", "-n", "org-acme", "--field-selector", of, "-o", reasons])?;
+    for reason in [conditions::NODES_READY, conditions::READY] {
+        ensure!(
+            reasons.split(' ').any(|told| told == reason),
+            "no event {reason}: {reasons}"
+        );
     }
     Ok(())
 }
