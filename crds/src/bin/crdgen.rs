@@ -18,6 +18,8 @@ const AS_IN_A_POD: [&str; 6] = [
     "httpGet",
     "tcpSocket",
 ];
+/// Those that have no field `host`.
+const WITHOUT_HOST: [&str; 2] = ["httpGet", "tcpSocket"];
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -123,7 +125,9 @@ fn row(page: &mut String, path: &str, name: &str, field: &JSONSchemaProps, requi
         .unwrap_or_default()
         .replace('\n', " ")
         .replace('|', "\\|");
-    if foreign {
+    if WITHOUT_HOST.contains(&name) {
+        meaning = "As in a pod, without `host`: the kubelet would ask it from the node's own network.".to_owned();
+    } else if foreign {
         meaning = "As in a pod.".to_owned();
     }
     if let Some(default) = &field.default {

@@ -121,7 +121,7 @@ pub struct Memory {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Machine {
-    /// `q35` or a versioned `pc-q35-…`.
+    /// `q35` or a versioned `pc-q35-…` that the launcher's qemu has.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
     pub type_: Option<String>,
 }
@@ -229,7 +229,7 @@ pub struct FeatureState {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Devices {
-    /// Disks and CD-ROMs.
+    /// Disks and CD-ROMs. With interfaces, file systems and inputs at most 22.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disks: Option<Vec<Disk>>,
     /// Volumes shared as file systems.
@@ -261,7 +261,7 @@ pub struct Devices {
     pub autoattach_mem_balloon: Option<bool>,
 }
 
-/// A disk or CD-ROM; the volume has the same name. At most one target; a disk on the virtio bus when none is given.
+/// A disk or CD-ROM; the volume has the same name. At most one target; a disk on the SATA bus when none is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Disk {
@@ -276,13 +276,14 @@ pub struct Disk {
     /// Place in the boot order, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_order: Option<u32>,
-    /// Serial number that the guest sees.
+    /// Serial number, at most 256 characters, of which the guest sees the first 36 on the bus `scsi` and the first 20 on any
+    /// other: a UUID is cut there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
     /// `none`, `writethrough` or `writeback`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<String>,
-    /// `native` or `threads`.
+    /// `native` or `threads`. Native I/O is past all caches: without `cache` it means `none`, with a cache it is threads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub io: Option<String>,
     /// What a failed read or write does: `stop` (default: the guest is paused), `report`, `ignore` or `enospace`.
@@ -334,7 +335,7 @@ pub struct CdRomTarget {
     /// `sata` (default), `scsi` or `usb`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
-    /// The guest may not write. Default true.
+    /// Taken note of only: no drive is writable.
     #[serde(rename = "readonly", default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
 }
@@ -343,7 +344,7 @@ pub struct CdRomTarget {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Filesystem {
-    /// Name of the volume, and the tag that the guest mounts.
+    /// Name of the volume, and the tag that the guest mounts: at most 36 characters.
     pub name: String,
     /// virtiofs.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -88,7 +88,7 @@ pub struct VirtualMachineInstanceSpec {
     /// Host name of the guest as DHCP and cloud-init tell it; the instance's name when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
-    /// Subdomain of the pod.
+    /// Subdomain of the pod, one DNS label. Names with dots, which KubeVirt's admission lets in, are refused: no pod has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subdomain: Option<String>,
     /// Where the guest's DNS settings come from, as in a pod.
@@ -196,10 +196,10 @@ pub struct Probe {
     /// Does the guest agent answer? That of a guest that was paused by a user counts as answering.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_agent_ping: Option<GuestAgentPing>,
-    /// Does a GET succeed?
+    /// Does a GET succeed? `host` is refused: the kubelet would ask it from the node's own network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_get: Option<HTTPGetAction>,
-    /// Is a connection accepted?
+    /// Is a connection accepted? `host` is refused: the kubelet would ask it from the node's own network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp_socket: Option<TCPSocketAction>,
     /// Seconds between the guest's start and the first question.

@@ -1,5 +1,6 @@
 //! VirtualMachineInstancePreset: settings that instances get when they are made, by their labels. KubeVirt deprecated it;
-//! it is kept for manifests that use it.
+//! it is kept for manifests that use it. What one can cost is bounded: a name has 63 characters at most (it becomes part of
+//! an annotation, which no instance could have otherwise), a spec 32 KiB, and an instance gets 32 of them.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::CustomResource;
@@ -35,7 +36,7 @@ pub struct VirtualMachineInstancePresetSpec {
     /// Labels of the instances that get it; an empty selector means all of the namespace.
     pub selector: LabelSelector,
     /// What they get, where they say nothing themselves: `resources.requests`, `cpu`, `firmware`, `clock`, `features` and
-    /// `devices.watchdog`. Nothing else is applied.
+    /// `devices.watchdog`. Nothing else is applied. The preset's name has 63 characters at most, its spec 32 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<DomainSpec>,
 }

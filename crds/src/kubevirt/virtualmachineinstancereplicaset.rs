@@ -61,9 +61,11 @@ pub struct VirtualMachineInstanceReplicaSetSpec {
     /// Instances asked for; below 0 is 0.
     #[serde(default = "one")]
     pub replicas: i32,
-    /// Which instances count; it must match the labels of the template.
+    /// Which instances count; it must match the labels of the template. An empty one is refused, as by Kubernetes' own sets: it
+    /// would take every instance of the namespace.
     pub selector: LabelSelector,
-    /// What an instance is made from. A change is of no effect on those that are there.
+    /// What an instance is made from. A change is of no effect on those that are there. A persistentVolumeClaim must be
+    /// `readOnly`: all instances would write to one disk. `ephemeral` gives each an overlay of its own.
     pub template: ReplicaTemplate,
     /// Instances are neither made nor deleted.
     #[serde(default, skip_serializing_if = "is_false")]

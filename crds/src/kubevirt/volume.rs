@@ -142,7 +142,7 @@ pub struct SecretVolumeSource {
     /// The instance starts without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub optional: Option<bool>,
-    /// Label of the disk that the guest sees.
+    /// Label of the disk that the guest sees: at most 11 letters, digits, `-` and `_`. Default `cfgdata`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_label: Option<String>,
 }
@@ -157,7 +157,7 @@ pub struct ConfigMapVolumeSource {
     /// The instance starts without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub optional: Option<bool>,
-    /// Label of the disk that the guest sees.
+    /// Label of the disk that the guest sees: at most 11 letters, digits, `-` and `_`. Default `cfgdata`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_label: Option<String>,
 }
@@ -181,7 +181,8 @@ pub struct Network {
     /// The pod network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodNetwork>,
-    /// A network of Multus.
+    /// A network of Multus, for a bridge interface. Only Kubernest's own CNI plugin makes the device that a launcher opens:
+    /// with a network of another (`bridge`, `macvlan`, `ovs` …) the instance fails as it starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multus: Option<MultusNetwork>,
 }
@@ -213,6 +214,6 @@ impl PodNetwork {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MultusNetwork {
-    /// NetworkAttachmentDefinition, `name` or `namespace/name`.
+    /// NetworkAttachmentDefinition of type `kubernest-cni`, as TenantClusters have one: `name` or `namespace/name`.
     pub network_name: String,
 }
