@@ -321,6 +321,45 @@ async fn integration_subresources_a_failed_test_has_no_causes() {
     }
 }
 
+/// Rights on a machine reach its own instance, and not one that somebody else made under its name.
+#[tokio::test]
+async fn integration_subresources_of_a_machine_forward_to_its_own_instance() {
+    let setup = Setup::start().await;
+    let own = own_address().await;
+    let tcp = tokio::net::TcpListener::bind((own, 0)).await.unwrap();
+    let port = tcp.local_addr().unwrap().port();
+    let runs = json!({"phase": "Running", "interfaces": [{"name": "default", "ipAddress": own}]});
+    let forward = async |machine: &str| {
+        let path = format!("{BASE}/namespaces/org-acme/virtualmachines/{machine}/portforward/{port}");
+        PlainStream::open(&setup.plane.kubeconfig(), &path, None).await
+    };
+    let refused = async |machine: &str| match forward(machine).await {
+        Err(StreamError::Refused { code, body }) => {
+            let status: Value = serde_json::from_str(&body).unwrap();
+            (code, status["message"].as_str().unwrap().to_owned())
+        }
+        other => panic!("{:?}", other.err()),
+    };
+    let missing = "virtualmachine.kubevirt.io \"vm\" not found";
+    assert_eq!(refused("vm").await, (404, missing.to_owned()));
+    setup.instance("vm", runs.clone()).await;
+    assert_eq!(refused("vm").await, (404, missing.to_owned()));
+    setup.machine("vm", "Halted").await;
+    let stopped = "Operation cannot be fulfilled on virtualmachine.kubevirt.io \"vm\": VMI is not started";
+    assert_eq!(refused("vm").await, (409, stopped.to_owned()), "another's instance");
+    let instances: Api<VirtualMachineInstance> = setup.api();
+    instances
+        .delete("vm", &kube::api::DeleteParams::default())
+        .await
+        .unwrap();
+    assert_eq!(refused("vm").await, (409, stopped.to_owned()));
+    setup.instance("vm", runs).await;
+    let mut stream = forward("vm").await.unwrap();
+    let (mut served, _) = tcp.accept().await.unwrap();
+    served.write_all(b"welcome").await.unwrap();
+    assert!(stream.expect("welcome").await.unwrap());
+}
+
 #[tokio::test]
 async fn integration_subresources_forward_ports() {
     let setup = Setup::start().await;

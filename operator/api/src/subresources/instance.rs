@@ -62,7 +62,8 @@ impl Instances {
         }
     }
 
-    async fn get(&self) -> Result<VirtualMachineInstance, Failure> {
+    /// Reads it.
+    pub async fn get(&self) -> Result<VirtualMachineInstance, Failure> {
         let found = self.api.get_opt(&self.name).await;
         found
             .map_err(|error| Failure::internal("reading the instance", &error))?
@@ -232,23 +233,23 @@ impl Instances {
         ))
     }
 
-    /// GET `portforward/{port}[/{protocol}]`.
+    /// GET `portforward/{port}[/{protocol}]` of this instance.
     pub async fn port_forward(
         &self,
+        instance: &VirtualMachineInstance,
         target: &Uri,
         upgrade: WebSocketUpgrade,
         held: impl Send + 'static,
     ) -> Result<Response, Failure> {
         let (port, protocol) = port_of(target.path())?;
-        let instance = self.get().await?;
         // The address of one that is over may be another pod's by now.
-        if !runs(&instance) {
+        if !runs(instance) {
             return Err(Failure::bad_request(control::NOT_RUNNING));
         }
-        if is_paused(&instance) {
+        if is_paused(instance) {
             return Err(self.conflict(control::PAUSED));
         }
-        let address = SocketAddr::new(address_of(&instance)?, port);
+        let address = SocketAddr::new(address_of(instance)?, port);
         let dialed = |error: std::io::Error| Failure::internal("dialing VM", &error);
         match protocol {
             Protocol::Tcp => {

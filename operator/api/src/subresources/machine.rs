@@ -134,10 +134,7 @@ impl Machines {
         let mut tries = 1;
         loop {
             let machine = self.machine().await?;
-            let instance = self.instances.get_opt(&self.name).await;
-            let instance = instance.map_err(|error| Failure::internal("reading the instance", &error))?;
-            // One of the name that is not the machine's is none of its affairs.
-            let own = instance.filter(|instance| owns(&machine, instance));
+            let own = self.own(&machine).await?;
             let decided = change.decide(Found {
                 machine: &machine,
                 instance: own.as_ref(),
@@ -156,6 +153,21 @@ impl Machines {
     /// GET `expand-spec`: nothing that a spec can refer to is supported, so that it is whole as it stands.
     pub async fn expand(&self) -> Result<Response, Failure> {
         Ok(Json(self.machine().await?).into_response())
+    }
+
+    /// The instance that a request to the machine is passed on to.
+    pub async fn instance(&self) -> Result<VirtualMachineInstance, Failure> {
+        let machine = self.machine().await?;
+        let own = self.own(&machine).await?;
+        own.ok_or_else(|| Failure::conflict(Kind::Machine, &self.name, "VMI is not started"))
+    }
+
+    /// The machine's own instance. One of the name that is another's is none of its affairs: who may do something to the
+    /// machine may not therefore do it to that one.
+    async fn own(&self, machine: &VirtualMachine) -> Result<Option<VirtualMachineInstance>, Failure> {
+        let found = self.instances.get_opt(&self.name).await;
+        let found = found.map_err(|error| Failure::internal("reading the instance", &error))?;
+        Ok(found.filter(|instance| owns(machine, instance)))
     }
 
     async fn machine(&self) -> Result<VirtualMachine, Failure> {

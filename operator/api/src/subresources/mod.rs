@@ -260,7 +260,11 @@ impl Subresources {
             Operation::Screenshot => instances.screenshot(uri.query(), self.hold(wanted)?).await,
             Operation::PortForward => {
                 let (upgrade, held) = self.stream(wanted, parts).await?;
-                instances.port_forward(&uri, upgrade, held).await
+                let instance = match wanted.subresource.parent {
+                    resources::MACHINES => self.machines(wanted).instance().await?,
+                    _ => instances.get().await?,
+                };
+                instances.port_forward(&instance, &uri, upgrade, held).await
             }
             Operation::Start
             | Operation::Stop
