@@ -241,6 +241,17 @@ async fn integration_subresources_of_an_instance_answer_by_its_state() {
             (409, format!("{conflict}{why}"))
         );
     }
+    // Whatever it is probed by, as long as it does not run.
+    let instances: Api<VirtualMachineInstance> = setup.api();
+    let probe = async |probe: Value| {
+        let probe = Patch::Merge(json!({"spec": {"livenessProbe": probe}}));
+        instances.patch("vmi", &PatchParams::default(), &probe).await.unwrap();
+    };
+    probe(json!({"tcpSocket": {"port": 22}})).await;
+    assert_eq!(
+        setup.put(name, "pause", Value::Null).await,
+        (409, format!("{conflict}VM is not running"))
+    );
     let refused = async |path: &str| {
         let path = format!("{BASE}/namespaces/org-acme/{name}/{path}");
         match PlainStream::open(&setup.plane.kubeconfig(), &path, None).await {
@@ -260,11 +271,13 @@ async fn integration_subresources_of_an_instance_answer_by_its_state() {
     let (code, _) = setup.ask("GET", &format!("{path}/console"), None, Value::Null).await;
     assert_eq!(code, 400, "a console is a websocket");
     let running = Patch::Merge(json!({"status": {"phase": "Running"}}));
-    let instances: Api<VirtualMachineInstance> = setup.api();
     instances
         .patch_status("vmi", &PatchParams::default(), &running)
         .await
         .unwrap();
+    let (code, why) = setup.put(name, "pause", Value::Null).await;
+    assert!(code == 403 && why.contains("LivenessProbe"), "{code} {why}");
+    probe(Value::Null).await;
     assert_eq!(
         refused("portforward/22").await,
         (400, "no network interfaces are present".to_owned())

@@ -33,6 +33,8 @@ use super::{
 
 /// How often a condition is written anew because the status has changed meanwhile.
 const TRIES: usize = 5;
+/// What pause and softreboot say of a guest that does not run; all others say what the launcher says.
+const NOT_RUNNING: &str = "VM is not running";
 /// Query of `vnc/screenshot`, which KubeVirt 1.9 reads and forgets.
 const MOVE_CURSOR: &str = "moveCursor";
 /// How long a connection to a guest's port may take.
@@ -79,13 +81,16 @@ impl Instances {
         let (options, unknown) = options::<PauseOptions>(body)?;
         let dry_run = is_dry_run(options.dry_run.as_deref())?;
         let first = self.get().await?;
+        if !runs(&first) {
+            return Err(self.conflict(NOT_RUNNING));
+        }
         // A ping is answered for a guest that is paused; other probes would have it stopped.
         let probe = first.spec.liveness_probe.as_ref();
         if probe.is_some_and(|probe| probe.guest_agent_ping.is_none()) {
             let why = "Pausing VMIs with a non-GuestAgentPing LivenessProbe is not supported";
             return Err(Failure::forbidden(Kind::Instance, &self.name, why));
         }
-        if runs(&first) && is_paused(&first) {
+        if is_paused(&first) {
             return Err(self.conflict(control::ALREADY_PAUSED));
         }
         self.set_paused(first, true, dry_run).await?;
@@ -105,7 +110,7 @@ impl Instances {
     /// meanwhile makes both be done again, which changes nothing where it was done.
     async fn set_paused(&self, first: VirtualMachineInstance, paused: bool, dry_run: bool) -> Result<(), Failure> {
         let (command, done_before, not_running) = match paused {
-            true => (control::PAUSE, control::ALREADY_PAUSED, "VM is not running"),
+            true => (control::PAUSE, control::ALREADY_PAUSED, NOT_RUNNING),
             false => (control::UNPAUSE, control::NOT_PAUSED, control::NOT_RUNNING),
         };
         let uid = first.uid();
@@ -139,7 +144,7 @@ impl Instances {
     pub async fn soft_reboot(&self) -> Result<Response, Failure> {
         let instance = self.get().await?;
         if !runs(&instance) {
-            return Err(self.conflict("VM is not running"));
+            return Err(self.conflict(NOT_RUNNING));
         }
         if is_paused(&instance) {
             return Err(self.conflict(control::PAUSED));
