@@ -225,6 +225,33 @@ async fn integration_subresources_start_stop_and_restart() {
 }
 
 #[tokio::test]
+async fn integration_subresources_expand_a_machine_that_is_sent() {
+    let setup = Setup::start().await;
+    let path = format!("{BASE}/namespaces/org-acme/expand-vm-spec");
+    let spec = json!({"runStrategy": "Halted", "template": {"spec": {"domain": {"devices": {}}}}});
+    let machine = json!({
+        "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": {"name": "sent"}, "spec": spec,
+    });
+    let (code, expanded) = setup.ask("PUT", &path, None, machine.clone()).await;
+    assert_eq!((code, &expanded["spec"]), (200, &spec), "{expanded}");
+    assert_eq!(expanded["metadata"], json!({"name": "sent", "namespace": "org-acme"}));
+    let machines: Api<VirtualMachine> = setup.api();
+    assert!(machines.get_opt("sent").await.unwrap().is_none(), "nothing is made");
+    let (code, denied) = setup.ask("PUT", &path, Some("ada"), machine.clone()).await;
+    let why = denied["message"].as_str().unwrap();
+    assert!(
+        code == 403 && why.contains("User \"ada\" cannot update resource \"expand-vm-spec\""),
+        "{denied}"
+    );
+    let (code, _) = setup.ask("GET", &path, None, Value::Null).await;
+    assert_eq!(code, 400);
+    let mut large = machine;
+    large["metadata"]["annotations"] = json!({"a": "x".repeat(600 << 10)});
+    let (code, refused) = setup.ask("PUT", &path, None, large).await;
+    assert_eq!(code, 400, "{refused}");
+}
+
+#[tokio::test]
 async fn integration_subresources_of_an_instance_answer_by_its_state() {
     let setup = Setup::start().await;
     let name = "virtualmachineinstances/vmi";

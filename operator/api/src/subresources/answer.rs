@@ -89,6 +89,15 @@ impl Failure {
         Self::plain(StatusCode::BAD_REQUEST, "BadRequest", why.into())
     }
 
+    /// 400: the body is no such object, for these reasons.
+    pub fn invalid(kind: &str, causes: &[String]) -> Self {
+        let causes: Vec<Value> = causes.iter().map(|cause| json!({"message": cause})).collect();
+        Self {
+            details: Some(json!({"causes": causes})),
+            ..Self::bad_request(format!("Object is not a valid {kind}"))
+        }
+    }
+
     /// 429: this replica has enough to do.
     pub fn too_many(namespace: &str) -> Self {
         let message =

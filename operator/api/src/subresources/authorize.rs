@@ -14,6 +14,7 @@ use super::{
 pub struct Request {
     pub version: String,
     pub namespace: String,
+    /// Of the object; empty where none is asked.
     pub name: String,
     pub subresource: &'static Subresource,
 }
@@ -36,13 +37,14 @@ pub async fn authorize(client: &Client, user: &User, request: &Request) -> Resul
 }
 
 fn review(user: &User, request: &Request) -> SubjectAccessReview {
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let attributes = ResourceAttributes {
         group: Some(GROUP.to_owned()),
         version: Some(request.version.clone()),
         namespace: Some(request.namespace.clone()),
         resource: Some(request.subresource.parent.to_owned()),
-        subresource: Some(request.subresource.name.to_owned()),
-        name: Some(request.name.clone()),
+        subresource: some(request.subresource.name),
+        name: some(&request.name),
         verb: Some(request.subresource.verb().to_owned()),
         ..ResourceAttributes::default()
     };
@@ -60,14 +62,19 @@ fn review(user: &User, request: &Request) -> SubjectAccessReview {
 
 /// Kubernetes' sentence.
 fn denial(user: &User, request: &Request, why: Option<&str>) -> String {
-    let Subresource { parent, name, .. } = request.subresource;
+    let row = request.subresource;
     let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+    let name = match request.name.as_str() {
+        "" => String::new(),
+        name => format!(" {name:?}"),
+    };
     format!(
-        "{parent}.{GROUP} {:?} is forbidden: User {:?} cannot {} resource \"{parent}/{name}\" in API group {GROUP:?} in the \
-         namespace {:?}{why}",
-        request.name,
+        "{}.{GROUP}{name} is forbidden: User {:?} cannot {} resource {:?} in API group {GROUP:?} in the namespace \
+         {:?}{why}",
+        row.parent,
         user.name,
-        request.subresource.verb(),
+        row.verb(),
+        row.full_name(),
         request.namespace
     )
 }
@@ -96,6 +103,31 @@ mod tests {
             denial(&user, &request, None),
             "virtualmachineinstances.subresources.kubevirt.io \"vm\" is forbidden: User \"ada\" cannot get resource \
              \"virtualmachineinstances/portforward\" in API group \"subresources.kubevirt.io\" in the namespace \"ns\""
+        );
+    }
+
+    #[test]
+    fn authorize_asks_for_no_name_where_there_is_no_object() {
+        let user = User {
+            name: "ada".to_owned(),
+            ..User::default()
+        };
+        let request = Request {
+            version: "v1".to_owned(),
+            namespace: "ns".to_owned(),
+            name: String::new(),
+            subresource: resources::find(resources::EXPAND_VM_SPEC, "").unwrap(),
+        };
+        let attributes = review(&user, &request).spec.resource_attributes.unwrap();
+        assert_eq!((attributes.name, attributes.subresource), (None, None));
+        assert_eq!(
+            (attributes.resource.as_deref(), attributes.verb.as_deref()),
+            (Some("expand-vm-spec"), Some("update"))
+        );
+        assert_eq!(
+            denial(&user, &request, None),
+            "expand-vm-spec.subresources.kubevirt.io is forbidden: User \"ada\" cannot update resource \
+             \"expand-vm-spec\" in API group \"subresources.kubevirt.io\" in the namespace \"ns\""
         );
     }
 }

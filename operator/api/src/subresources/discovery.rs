@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::resources::{ALL, GROUP, MACHINES, Subresource, VERSIONS};
+use super::resources::{ALL, GROUP, INSTANCES, MACHINES, Subresource, VERSIONS};
 
 /// The version of KubeVirt that the API behaves like; virtctl compares major and minor with its own.
 const COMPATIBLE: &str = "v1.9.0";
@@ -28,7 +28,7 @@ pub fn group() -> Value {
 pub fn resources(version: &str) -> Value {
     let resource = |row: &Subresource| {
         json!({
-            "name": format!("{}/{}", row.parent, row.name), "singularName": "", "namespaced": true,
+            "name": row.full_name(), "singularName": "", "namespaced": true,
             "kind": row.kind(), "verbs": [row.verb()],
         })
     };
@@ -110,19 +110,19 @@ fn operations(version: &str, row: &Subresource, v3: bool) -> Vec<(String, Value)
         _ => &[""],
     };
     let operation = |tail: &&str| {
-        let parent = row.parent;
-        let path = format!(
-            "/apis/{GROUP}/{version}/namespaces/{{namespace}}/{parent}/{{name}}/{}{tail}",
-            row.name
-        );
+        let path = format!("/apis/{GROUP}/{version}/namespaces/{{namespace}}/{}{tail}", row.path());
         let names = path
             .split('{')
             .skip(1)
             .filter_map(|rest| rest.split_once('}').map(|(name, _)| name));
         let parameters: Vec<Value> = names.map(parameter).collect();
-        let short = if parent == MACHINES { "vm" } else { "vmi" };
-        let id = format!("{version}{short}-{}{tail}", row.name).replace(['/', '{', '}'], "-");
-        let code = if row.changes() && parent == MACHINES {
+        let id = match row.parent {
+            MACHINES => format!("{version}vm-{}{tail}", row.name),
+            INSTANCES => format!("{version}vmi-{}{tail}", row.name),
+            parent => format!("{version}-{parent}"),
+        };
+        let id = id.replace(['/', '{', '}'], "-");
+        let code = if row.changes() && row.parent == MACHINES {
             "202"
         } else {
             "200"
@@ -150,10 +150,13 @@ mod tests {
             .map(|entry| entry["name"].as_str().unwrap())
             .collect();
         assert!(names.contains(&"virtualmachineinstances/console") && names.contains(&"virtualmachines/start"));
+        assert!(names.contains(&"expand-vm-spec"));
         assert_eq!(group()["preferredVersion"]["version"], "v1");
         let v2 = openapi_v2();
         let put = &v2["paths"]["/apis/subresources.kubevirt.io/v1/namespaces/{namespace}/virtualmachines/{name}/start"];
         assert_eq!(put["put"]["parameters"].as_array().unwrap().len(), 2);
+        let given = &v2["paths"]["/apis/subresources.kubevirt.io/v1/namespaces/{namespace}/expand-vm-spec"]["put"];
+        assert_eq!(given["parameters"].as_array().unwrap().len(), 1);
         let v3 = openapi_v3_of("v1alpha3");
         assert!(
             v3["paths"]

@@ -23,6 +23,8 @@ use super::{
 
 /// How often a decision is made anew because what it was made on has changed.
 const TRIES: usize = 5;
+/// Fields of a machine by which it refers to more of its spec.
+const REFERENCES: [&str; 2] = ["spec.instancetype", "spec.preference"];
 
 /// The machine and its instance.
 pub struct Machines {
@@ -38,19 +40,23 @@ pub fn options<T: DeserializeOwned + Default>(body: &Bytes) -> Result<(T, Vec<St
     if text.is_empty() || text == b"null" {
         return Ok((T::default(), unknown));
     }
-    let refused = |error: &dyn std::fmt::Display| {
-        Failure::bad_request(format!("Can not unmarshal Request body to struct, error: {error}"))
-    };
-    let text = std::str::from_utf8(text).map_err(|error| refused(&error))?;
-    let value: Value = serde_saphyr::from_str(text).map_err(|error| refused(&error))?;
+    let text = std::str::from_utf8(text).map_err(|error| unreadable(&error))?;
+    let value: Value = serde_saphyr::from_str(text).map_err(|error| unreadable(&error))?;
     let options = serde_ignored::deserialize(value, |path| unknown.push(path.to_string()));
     unknown.retain(|path| !matches!(path.as_str(), "kind" | "apiVersion"));
-    Ok((options.map_err(|error| refused(&error))?, unknown))
+    Ok((options.map_err(|error| unreadable(&error))?, unknown))
+}
+
+fn unreadable(error: &dyn std::fmt::Display) -> Failure {
+    Failure::bad_request(format!("Can not unmarshal Request body to struct, error: {error}"))
 }
 
 /// An answer without a body, that warns of fields that were left out of account, as Kubernetes does.
 pub fn done(code: StatusCode, unknown: &[String]) -> Response {
-    let mut response = code.into_response();
+    warned(code.into_response(), unknown)
+}
+
+fn warned(mut response: Response, unknown: &[String]) -> Response {
     for path in unknown {
         let warning = format!("299 - \"unknown field \\\"{path}\\\"\"");
         if let Ok(warning) = HeaderValue::from_str(&warning) {
@@ -109,6 +115,31 @@ impl Change {
             Wanted::Restart(options) => lifecycle::restart(found, options),
         }
     }
+}
+
+/// PUT `expand-vm-spec`: the machine of the body. Nothing that a spec can refer to is supported, so one that refers to
+/// something is refused, and any other is whole as it stands.
+pub fn expand_given(namespace: &str, body: &Bytes) -> Result<Response, Failure> {
+    let mut object: Value = serde_json::from_slice(body).map_err(|error| unreadable(&error))?;
+    if !object.is_object() {
+        return Err(Failure::invalid("VirtualMachine", &["it is no JSON object".to_owned()]));
+    }
+    let mut unknown = Vec::new();
+    let machine = serde_ignored::deserialize(&object, |path| unknown.push(path.to_string()));
+    let machine: VirtualMachine = machine.map_err(|error| Failure::invalid("VirtualMachine", &[error.to_string()]))?;
+    unknown.retain(|path| !matches!(path.as_str(), "kind" | "apiVersion"));
+    let refers = |path: &&String| REFERENCES.contains(&path.as_str());
+    if let Some(reference) = unknown.iter().find(refers) {
+        return Err(Failure::bad_request(format!("{reference}: not supported")));
+    }
+    let theirs = machine.metadata.namespace.filter(|theirs| !theirs.is_empty());
+    if theirs.is_some_and(|theirs| theirs != namespace) {
+        return Err(Failure::bad_request(format!(
+            "VM namespace must be empty or {namespace}"
+        )));
+    }
+    object["metadata"]["namespace"] = namespace.into();
+    Ok(warned(Json(object).into_response(), &unknown))
 }
 
 /// The API of a kind in a namespace.
@@ -221,4 +252,42 @@ fn json_patch(patch: Value) -> Result<Patch<()>, kube::Error> {
 fn is_outdated(answer: &kube::core::Status) -> bool {
     let causes = answer.details.as_ref().map_or(0, |details| details.causes.len());
     answer.code == 409 || (answer.code == 422 && causes == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn machine_given_is_answered_whole_or_refused() {
+        let given = |object: Value| expand_given("ns", &Bytes::from(object.to_string()));
+        let spec = json!({"runStrategy": "Always", "template": {"spec": {"domain": {"devices": {}}}}});
+        let mut object = json!({"kind": "VirtualMachine", "metadata": {"name": "vm"}, "spec": spec, "other": 1});
+        let answer = given(object.clone()).unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.headers()[WARNING], "299 - \"unknown field \\\"other\\\"\"");
+        object["metadata"]["namespace"] = json!("ns");
+        assert!(given(object.clone()).is_ok());
+        object["metadata"]["namespace"] = json!("another");
+        let elsewhere = given(object.clone()).unwrap_err();
+        assert_eq!(elsewhere.message, "VM namespace must be empty or ns");
+        object["metadata"]["namespace"] = json!("");
+        object["spec"]["instancetype"] = json!({"name": "large"});
+        let refers = given(object.clone()).unwrap_err();
+        assert_eq!(
+            (refers.code, refers.message.as_str()),
+            (StatusCode::BAD_REQUEST, "spec.instancetype: not supported")
+        );
+        object["spec"] = json!({"template": 1});
+        let invalid = given(object).unwrap_err().status();
+        assert_eq!(invalid["message"], "Object is not a valid VirtualMachine");
+        assert!(invalid["details"]["causes"][0]["message"].is_string());
+        for unreadable in ["", "[", "{"] {
+            let refused = expand_given("ns", &Bytes::from(unreadable)).unwrap_err();
+            assert!(refused.message.starts_with("Can not unmarshal"), "{}", refused.message);
+        }
+        assert_eq!(given(json!([])).unwrap_err().code, StatusCode::BAD_REQUEST);
+    }
 }

@@ -43,13 +43,15 @@ use answer::Failure;
 use instance::Instances;
 use launcher::Launchers;
 use machine::{Change, Machines};
-use places::Places;
+use places::{Place, Places};
 use proxy::{Peer, Proxy};
-use resources::{GROUP, Operation, VERSIONS};
+use resources::{EXPAND_VM_SPEC, GROUP, Operation, Subresource, VERSIONS};
 
 const FIELD_MANAGER: &str = "kubernest-api";
 /// Largest body: a few options.
 const BODY_BYTES: usize = 64 << 10;
+/// Largest machine in a body; its annotations alone may have half of it (Kubernetes' limit).
+const MACHINE_BYTES: usize = 512 << 10;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Answered {
@@ -75,6 +77,8 @@ struct Subresources {
 
 /// Path parameters of a subresource.
 type Target = (String, String, String, String, String);
+/// Path parameters of what is asked of no object.
+type Nameless = (String, String);
 
 /// The routes of the group.
 pub fn router(client: Client, namespace: String, proxy: Proxy, metrics: &Metrics) -> Router {
@@ -120,6 +124,10 @@ pub fn router(client: Client, namespace: String, proxy: Proxy, metrics: &Metrics
             &format!("{base}/{{version}}/namespaces/{{namespace}}/{{parent}}/{{name}}/{{*path}}"),
             any(serve),
         )
+        .route(
+            &format!("{base}/{{version}}/namespaces/{{namespace}}/{EXPAND_VM_SPEC}"),
+            any(serve_nameless),
+        )
         .fallback(async || Failure::no_such_path())
         .with_state(state)
 }
@@ -147,9 +155,32 @@ async fn serve(
     Path((version, namespace, parent, name, path)): Path<Target>,
     request: Request,
 ) -> Response {
-    let found = resources::find(&parent, &path).filter(|_| VERSIONS.contains(&version.as_str()));
     // Names go into paths below, so what could be no object's name goes nowhere.
-    let Some(row) = found.filter(|_| is_name(&namespace) && is_name(&name)) else {
+    let found = resources::find(&parent, &path).filter(|_| is_name(&name));
+    answer_to(shared, peer, found, (version, namespace, name), request).await
+}
+
+async fn serve_nameless(
+    State(shared): State<Arc<Subresources>>,
+    Extension(peer): Extension<Peer>,
+    Path((version, namespace)): Path<Nameless>,
+    request: Request,
+) -> Response {
+    let found = resources::find(EXPAND_VM_SPEC, "");
+    answer_to(shared, peer, found, (version, namespace, String::new()), request).await
+}
+
+/// Answers a request for this row; `at` is version, namespace and name.
+async fn answer_to(
+    shared: Arc<Subresources>,
+    peer: Peer,
+    found: Option<&'static Subresource>,
+    at: (String, String, String),
+    request: Request,
+) -> Response {
+    let (version, namespace, name) = at;
+    let known = |_: &&Subresource| VERSIONS.contains(&version.as_str()) && is_name(&namespace);
+    let Some(row) = found.filter(known) else {
         return Failure::no_such_path().into_response();
     };
     let wanted = authorize::Request {
@@ -159,6 +190,7 @@ async fn serve(
         subresource: row,
     };
     let (answered, at) = (shared.answered.clone(), (wanted.namespace.clone(), wanted.name.clone()));
+    let path = request.uri().path().to_owned();
     // A task of its own: a client that goes must not end what is half done.
     let handled = tokio::spawn(async move { shared.handle(&peer, wanted, request).await }).await;
     let handled = handled.unwrap_or_else(|died| Err(Failure::internal("the request's handler", &died)));
@@ -207,7 +239,7 @@ impl Subresources {
             user = user.name,
             namespace,
             name,
-            subresource = wanted.subresource.name,
+            subresource = wanted.subresource.full_name(),
             "asks"
         );
         let (mut parts, body) = request.into_parts();
@@ -219,7 +251,11 @@ impl Subresources {
     }
 
     async fn change(&self, wanted: &authorize::Request, body: Body) -> Result<Response, Failure> {
-        let body: Bytes = axum::body::to_bytes(body, BODY_BYTES)
+        let (most, _held) = match wanted.subresource.operation {
+            Operation::ExpandGiven => (MACHINE_BYTES, Some(self.place(wanted)?)),
+            _ => (BODY_BYTES, None),
+        };
+        let body: Bytes = axum::body::to_bytes(body, most)
             .await
             .map_err(|error| Failure::bad_request(format!("reading the body: {error}")))?;
         let (instances, machines) = (self.instances(wanted), self.machines(wanted));
@@ -231,6 +267,7 @@ impl Subresources {
             Operation::Unpause => instances.unpause(&body).await,
             Operation::SoftReboot => instances.soft_reboot().await,
             Operation::Reset => instances.reset().await,
+            Operation::ExpandGiven => machine::expand_given(&wanted.namespace, &body),
             Operation::ExpandSpec
             | Operation::PortForward
             | Operation::Console
@@ -272,7 +309,8 @@ impl Subresources {
             | Operation::Pause
             | Operation::Unpause
             | Operation::SoftReboot
-            | Operation::Reset => Err(Failure::no_such_path()),
+            | Operation::Reset
+            | Operation::ExpandGiven => Err(Failure::no_such_path()),
         }
     }
 
@@ -299,9 +337,13 @@ impl Subresources {
 
     /// A place among all that take memory for as long as their clients like.
     fn hold(&self, wanted: &authorize::Request) -> Result<impl Send + 'static + use<>, Failure> {
-        let place = self.streams.take(&wanted.namespace);
-        let place = place.ok_or_else(|| Failure::too_many(&wanted.namespace))?;
+        let place = self.place(wanted)?;
         Ok((place, Open::new(&self.streaming, wanted.subresource.name)))
+    }
+
+    fn place(&self, wanted: &authorize::Request) -> Result<Place, Failure> {
+        let place = self.streams.take(&wanted.namespace);
+        place.ok_or_else(|| Failure::too_many(&wanted.namespace))
     }
 }
 

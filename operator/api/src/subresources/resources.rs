@@ -8,6 +8,8 @@ pub const VERSIONS: [&str; 2] = ["v1", "v1alpha3"];
 pub const MACHINES: &str = "virtualmachines";
 /// Resources of the parents.
 pub const INSTANCES: &str = "virtualmachineinstances";
+/// A resource that is no object: what is asked of a machine stands in the request.
+pub const EXPAND_VM_SPEC: &str = "expand-vm-spec";
 
 /// What a subresource does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,7 @@ pub enum Operation {
     Stop,
     Restart,
     ExpandSpec,
+    ExpandGiven,
     PortForward,
     Pause,
     Unpause,
@@ -32,7 +35,7 @@ pub enum Operation {
 pub struct Subresource {
     /// Resource of its parent.
     pub parent: &'static str,
-    /// Path below the parent, without parameters; what RBAC rules name.
+    /// Path below the parent, without parameters; empty where the parent itself is asked.
     pub name: &'static str,
     /// What it does.
     pub operation: Operation,
@@ -51,24 +54,40 @@ impl Subresource {
         if self.changes() { "put" } else { "get" }
     }
 
-    /// Whether it changes something, rather than show or stream.
+    /// Its name in discovery and in RBAC rules.
+    pub fn full_name(&self) -> String {
+        match self.name {
+            "" => self.parent.to_owned(),
+            name => format!("{}/{name}", self.parent),
+        }
+    }
+
+    /// Its path below a namespace, in OpenAPI's notation.
+    pub fn path(&self) -> String {
+        match self.name {
+            "" => self.parent.to_owned(),
+            name => format!("{}/{{name}}/{name}", self.parent),
+        }
+    }
+
+    /// Whether it is put with a body, as what changes something is, rather than got.
     pub fn changes(&self) -> bool {
         use Operation::{
-            Console, ExpandSpec, GuestAgent, Pause, PortForward, Reset, Restart, Screenshot, SoftReboot, Start, Stop,
-            Unpause, Vnc,
+            Console, ExpandGiven, ExpandSpec, GuestAgent, Pause, PortForward, Reset, Restart, Screenshot, SoftReboot,
+            Start, Stop, Unpause, Vnc,
         };
         match self.operation {
-            Start | Stop | Restart | Pause | Unpause | SoftReboot | Reset => true,
+            Start | Stop | Restart | Pause | Unpause | SoftReboot | Reset | ExpandGiven => true,
             ExpandSpec | PortForward | Console | Vnc | Screenshot | GuestAgent => false,
         }
     }
 
-    /// Kind of the parent.
+    /// Kind of what it is asked of.
     pub fn kind(&self) -> &'static str {
-        if self.parent == MACHINES {
-            "VirtualMachine"
-        } else {
+        if self.parent == INSTANCES {
             "VirtualMachineInstance"
+        } else {
+            "VirtualMachine"
         }
     }
 }
@@ -83,7 +102,13 @@ const fn sub(parent: &'static str, name: &'static str, operation: Operation, sum
 }
 
 /// All of them.
-pub const ALL: [Subresource; 16] = [
+pub const ALL: [Subresource; 17] = [
+    sub(
+        EXPAND_VM_SPEC,
+        "",
+        Operation::ExpandGiven,
+        "The virtual machine of the body with all that its spec refers to",
+    ),
     sub(MACHINES, "start", Operation::Start, "Start the virtual machine"),
     sub(MACHINES, "stop", Operation::Stop, "Stop the virtual machine"),
     sub(MACHINES, "restart", Operation::Restart, "Restart the virtual machine"),
@@ -177,5 +202,8 @@ mod tests {
             Operation::Screenshot
         );
         assert_eq!(find(INSTANCES, "vnc").unwrap().operation, Operation::Vnc);
+        let given = find(EXPAND_VM_SPEC, "").unwrap();
+        assert_eq!((given.full_name().as_str(), given.verb()), ("expand-vm-spec", "update"));
+        assert!(find(EXPAND_VM_SPEC, "start").is_none() && find(MACHINES, "").is_none());
     }
 }
