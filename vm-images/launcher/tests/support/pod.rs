@@ -23,6 +23,20 @@ pub const CLAIM_BYTES: u64 = 64 << 20;
 /// A guest boots in about 10 s under TCG on an idle machine.
 pub const LIMIT: Duration = Duration::from_secs(180);
 
+/// What its pod mounts of ConfigMaps, Secrets and the account.
+const MOUNTED: [(&str, &str); 7] = [
+    ("volumes/bootstrap/node.json", r#"{"hello":"guest"}"#),
+    ("volumes/config/app.conf", "on"),
+    ("volumes/keys/tls.key", "of-a-secret"),
+    ("volumes/token/token", "of-an-account"),
+    ("cloud-init/seed/user/userdata", "#cloud-config of a secret"),
+    ("cloud-init/drive/network/networkdata", r#"{"links":[]}"#),
+    (
+        "access-credentials/0/ops",
+        "# ours\nssh-ed25519 AAAA ops@example\nssh-ed25519 BBBB\n",
+    ),
+];
+
 /// A folder that `tests/guest/pod` makes a pod from, and the launcher in it.
 pub struct Pod {
     pub folder: tempfile::TempDir,
@@ -69,26 +83,19 @@ impl Pod {
         let folder = tempfile::tempdir().unwrap();
         let at = |path: &str| folder.path().join(path);
         fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        for path in [
-            "kernel-boot/boot",
-            "container-disks/root/disk",
-            "pvcs/data",
-            "volumes/bootstrap",
-            "access-credentials/0",
-        ] {
+        for path in ["kernel-boot/boot", "container-disks/root/disk", "pvcs/data"] {
             fs::create_dir_all(at("run").join(path)).unwrap();
         }
+        for (path, content) in MOUNTED {
+            let path = at("run").join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
         fs::copy(guest.join("vmlinuz"), at("run/kernel-boot/boot/vmlinuz")).unwrap();
-        for initrd in ["initrd.img", "initrd-agent.img"] {
+        for initrd in ["initrd.img", "initrd-agent.img", "initrd-disks.img"] {
             fs::copy(guest.join(initrd), at("run/kernel-boot/boot").join(initrd)).unwrap();
         }
         std::os::unix::fs::chown(at("run/pvcs/data"), Some(107), Some(107)).unwrap();
-        fs::write(at("run/volumes/bootstrap/node.json"), r#"{"hello":"guest"}"#).unwrap();
-        fs::write(
-            at("run/access-credentials/0/ops"),
-            "# ours\nssh-ed25519 AAAA ops@example\nssh-ed25519 BBBB\n",
-        )
-        .unwrap();
         let mut raw = File::create(at("raw")).unwrap();
         raw.write_all(b"from-the-image").unwrap();
         raw.set_len(8 << 20).unwrap();
@@ -99,6 +106,7 @@ impl Pod {
         assert!(convert.unwrap().success());
         if let Some(content) = claim {
             let mut disk = File::create(at("run/pvcs/data/disk.img")).unwrap();
+            std::os::unix::fs::fchown(&disk, Some(107), Some(107)).unwrap();
             disk.write_all(content).unwrap();
             disk.set_len(CLAIM_BYTES).unwrap();
         }
@@ -119,6 +127,7 @@ impl Pod {
                 &guest,
             ])
             .arg(gateway(&launch))
+            .args(taps(&launch))
             .stdin(Stdio::null())
             .stdout(File::create(at("stdout")).unwrap())
             .stderr(File::create(at("stderr")).unwrap())
@@ -288,6 +297,27 @@ fn gateway(launch: &Value) -> String {
     let (address, prefix) = network.split_once('/').unwrap();
     let address: Ipv4Addr = address.parse().unwrap();
     format!("{}/{prefix}", Ipv4Addr::from_bits(address.to_bits() + 1))
+}
+
+fn taps(launch: &Value) -> Vec<&str> {
+    let interfaces = launch["interfaces"].as_array().unwrap();
+    interfaces.iter().map(|one| one["tap"].as_str().unwrap()).collect()
+}
+
+/// The disk of the container disk `boot`, but that its guest says to be booted from the claim.
+pub fn boot_disk_of_claim() -> Vec<u8> {
+    const IMAGE: &[u8] = b"from=image";
+    let mut disk = fs::read(guest().join("boot.img")).unwrap();
+    let windows = disk.windows(IMAGE.len()).enumerate();
+    let places: Vec<_> = windows
+        .filter_map(|(place, bytes)| (bytes == IMAGE).then_some(place))
+        .collect();
+    // What BIOS reads, and what EFI does.
+    assert_eq!(places.len(), 2);
+    for place in places {
+        disk[place..place + IMAGE.len()].copy_from_slice(b"from=claim");
+    }
+    disk
 }
 
 fn launch(then: &str) -> Value {
