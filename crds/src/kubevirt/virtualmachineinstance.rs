@@ -132,6 +132,14 @@ pub struct VirtualMachineInstanceSpec {
     pub eviction_strategy: Option<String>,
 }
 
+impl VirtualMachineInstanceSpec {
+    /// Whether this interface is on a network's layer 2, where its addresses are its guest's affair.
+    pub fn is_bridged(&self, interface: &str) -> bool {
+        let mut all = self.domain.devices.interfaces.iter().flatten();
+        all.any(|one| one.name == interface && one.bridge.is_some())
+    }
+}
+
 /// A way to log in.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -345,10 +353,10 @@ pub struct InterfaceStatus {
     /// Name in the spec.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// First address that the outer cluster reaches it at.
+    /// First address: that of its pod, or of one on a bridge the guest's own word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ip_address: Option<String>,
-    /// All of them.
+    /// All of them; of one on a bridge those that the guest agent tells.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ip_addresses: Vec<String>,
     /// MAC address.
@@ -357,9 +365,30 @@ pub struct InterfaceStatus {
     /// Name in the guest, when the guest agent says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interface_name: Option<String>,
-    /// Where this is known from: `domain`, `multus-status`.
+    /// Where this is known from: `domain`, `guest-agent`, `multus-status`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub info_source: Option<String>,
+}
+
+impl InterfaceStatus {
+    const GUEST_AGENT: &str = "guest-agent";
+
+    /// Whether the guest agent has told of it.
+    pub fn is_told_by_agent(&self) -> bool {
+        let sources = self.info_source.iter().flat_map(|sources| sources.split(", "));
+        sources.into_iter().any(|source| source == Self::GUEST_AGENT)
+    }
+
+    /// Says so, or no more.
+    pub fn set_told_by_agent(&mut self, told: bool) {
+        let sources = self.info_source.iter().flat_map(|sources| sources.split(", "));
+        let mut sources: Vec<&str> = sources.filter(|source| *source != Self::GUEST_AGENT).collect();
+        if told {
+            // KubeVirt's order.
+            sources.insert(sources.len().min(1), Self::GUEST_AGENT);
+        }
+        self.info_source = (!sources.is_empty()).then(|| sources.join(", "));
+    }
 }
 
 /// A volume as it is.

@@ -5,6 +5,7 @@
 //! without a body. Questions are GET, answered in JSON of at most [`ANSWER_BYTES`]. 200 is done; 409 with a sentence as plain text is refused because of the guest's state; other codes
 //! are faults, with a sentence too.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 pub use kubernest_crds::kubevirt::v1::{
@@ -48,7 +49,7 @@ pub const GUEST_FILE_SYSTEMS: &str = "/v1/agent/filesystems";
 /// Most bytes of an answer in JSON.
 pub const ANSWER_BYTES: usize = 256 << 10;
 /// Most bytes of an [`AgentState`].
-pub const AGENT_STATE_BYTES: usize = 16 << 10;
+pub const AGENT_STATE_BYTES: usize = 32 << 10;
 /// Most bytes of each text of a guest.
 pub const AGENT_TEXT_BYTES: usize = 256;
 
@@ -59,6 +60,56 @@ pub fn guest_text(text: &str) -> String {
     text.truncate(text.floor_char_boundary(AGENT_TEXT_BYTES));
     text.shrink_to_fit();
     text
+}
+
+/// An interface as the guest has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GuestInterface {
+    /// Its name there.
+    pub name: String,
+    /// Its MAC address.
+    pub mac: String,
+    /// Its addresses, those of IPv4 first.
+    pub addresses: Vec<String>,
+}
+
+/// Most interfaces of a guest.
+const INTERFACES: usize = 16;
+/// Most addresses of each.
+const ADDRESSES: usize = 8;
+/// Most bytes of its name; Linux has 15.
+const INTERFACE_NAME_BYTES: usize = 64;
+
+/// What is taken of a guest's interfaces: those with a MAC address, and of their addresses those that others can use. Cut
+/// by the launcher and by its client, as [`guest_text`].
+pub fn guest_interfaces(all: impl IntoIterator<Item = GuestInterface>) -> Vec<GuestInterface> {
+    let told = |one: GuestInterface| {
+        let mac = mac_address(&one.mac)?;
+        let mut name = guest_text(&one.name);
+        name.truncate(name.floor_char_boundary(INTERFACE_NAME_BYTES));
+        let addresses = one.addresses.iter().filter_map(|address| address.parse().ok());
+        let mut addresses: Vec<IpAddr> = addresses.filter(is_of_use).take(ADDRESSES).collect();
+        addresses.sort_by_key(IpAddr::is_ipv6);
+        let addresses = addresses.iter().map(ToString::to_string).collect();
+        Some(GuestInterface { name, mac, addresses })
+    };
+    all.into_iter().filter_map(told).take(INTERFACES).collect()
+}
+
+/// Six octets, however written; `None` for none at all, as of a loopback.
+fn mac_address(text: &str) -> Option<String> {
+    let octets = text.split([':', '-']).map(|octet| u8::from_str_radix(octet, 16).ok());
+    let octets: [u8; 6] = octets.take(7).collect::<Option<Vec<u8>>>()?.try_into().ok()?;
+    (octets != [0; 6]).then(|| octets.map(|octet| format!("{octet:02x}")).join(":"))
+}
+
+fn is_of_use(address: &IpAddr) -> bool {
+    let of_a_link = match address {
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !(of_a_link || address.is_loopback() || address.is_multicast() || address.is_unspecified())
 }
 
 /// Whether a guest agent is connected.
@@ -72,6 +123,9 @@ pub struct AgentState {
     /// What it runs, if its agent has told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub os: Option<GuestOsInfo>,
+    /// Its interfaces, as its agent tells.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<GuestInterface>,
 }
 
 /// Files of the launcher's key pair, and of those that it lets in, below [`crate::paths::CONTROL_TLS`]; keys of the Secret.

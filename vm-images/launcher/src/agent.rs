@@ -3,7 +3,7 @@
 //! ```text
 //! kubernest-api ──► control port ──┐
 //! kubelet ──► probe in the pod ────┼─► one question at a time ─► libvirt ─► the guest
-//! on its own, once it connects ────┘
+//! on its own, now and then ────────┘
 //! ```
 //! A guest may answer anything, never, or endlessly. So there is one question at a time, each has a time, and of an
 //! answer no more is looked at than [`ANSWER_BYTES`]; what libvirt itself reads is bounded too
@@ -17,7 +17,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use kubernest_domain::control::{
-    AGENT_WAIT, AgentState, GuestAgentInfo, GuestFileSystem, GuestOsInfo, GuestUser, guest_text,
+    AGENT_WAIT, AgentState, GuestAgentInfo, GuestFileSystem, GuestInterface, GuestOsInfo, GuestUser, guest_text,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -33,12 +33,12 @@ use answers::Return;
 const ANSWER_BYTES: usize = 256 << 10;
 /// How long all questions of one request of the control port may take; less than its own limit of 15 s.
 const REQUEST_LIMIT: Duration = Duration::from_secs(12);
-/// How long the agent may take to tell the operating system once it has connected.
-const OS_LIMIT: Duration = Duration::from_secs(5);
-/// Time to the next attempt to hear it; doubled each time.
-const OS_RETRY: Duration = Duration::from_secs(5);
-/// Most time between two attempts.
-const OS_RETRY_MAX: Duration = Duration::from_secs(300);
+/// How long the agent may take to tell the operating system, and as long for the interfaces.
+const TELL_LIMIT: Duration = Duration::from_secs(5);
+/// Time until it is asked again, as its guest may not have its addresses when it connects; doubled each time.
+const LOOK: Duration = Duration::from_secs(5);
+/// Most time until then: KubeVirt's for an operating system.
+const LOOK_MAX: Duration = Duration::from_secs(120);
 /// Least time between two states: a guest may open and close its channel all the time.
 const PACE: Duration = Duration::from_secs(1);
 /// Users and file systems in `guestosinfo` (KubeVirt's number).
@@ -252,55 +252,67 @@ impl Agent {
             .map_err(|source| AgentError::Malformed { question, source })
     }
 
-    /// Tells the state, with what the agent says of the operating system, for as long as the domain lives.
+    /// Tells the state, with what the agent says of operating system and interfaces, for as long as the domain lives.
     async fn follow(self) {
         let mut connected = self.0.connected.clone();
-        let mut retry = OS_RETRY;
+        let (mut told, mut wait) = (Told::default(), LOOK);
         loop {
             let is = *connected.borrow_and_update();
-            let os = match is {
-                true => self.os().await,
-                false => Ok(None),
-            };
-            let known = !matches!(&os, Err(error) if !error.is_refusal());
-            if let Err(error) = &os {
-                tracing::info!(error = chain(error), "the guest agent does not tell what it runs on");
+            if is && let Err(error) = self.look(&mut told).await {
+                tracing::info!(error = chain(&error), "the guest agent does not tell what it runs on");
             }
             // It may have gone while it was asked.
-            self.tell(is && self.is_connected(), os.unwrap_or_default());
+            self.tell(is && self.is_connected(), told.clone());
             sleep(PACE).await;
-            retry = if known { OS_RETRY } else { OS_RETRY_MAX.min(retry * 2) };
             tokio::select! {
-                changed = connected.changed() => if changed.is_err() {
-                    return;
-                },
-                () = sleep(retry), if !known => {}
+                changed = connected.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    (told, wait) = (Told::default(), LOOK);
+                }
+                () = sleep(wait), if is => wait = LOOK_MAX.min(wait * 2),
             }
         }
     }
 
-    async fn os(&self) -> Result<Option<GuestOsInfo>, AgentError> {
-        let by = Instant::now() + OS_LIMIT;
-        let os: answers::Os = self.ask("guest-get-osinfo", Value::Null, by).await?;
-        Ok(Some(os.told()))
+    /// Asks anew. What is not told, as by a guest that stands still, stays as it was told last.
+    async fn look(&self, told: &mut Told) -> Result<(), AgentError> {
+        let by = || Instant::now() + TELL_LIMIT;
+        let os: Option<answers::Os> = self.may_tell("guest-get-osinfo", by()).await?;
+        let interfaces: Option<Vec<answers::Interface>> = self.may_tell("guest-network-get-interfaces", by()).await?;
+        told.os = os.map(answers::Os::told).or(told.os.take());
+        if let Some(interfaces) = interfaces {
+            told.interfaces = answers::interfaces(interfaces);
+        }
+        Ok(())
     }
 
-    fn tell(&self, connected: bool, os: Option<GuestOsInfo>) {
-        let os = os.filter(|_| connected);
+    fn tell(&self, connected: bool, told: Told) {
+        let told = if connected { told } else { Told::default() };
         self.0.state.send_if_modified(|state| {
-            let news = state.revision == 0 || state.connected != connected || state.os != os;
+            let known = state.os == told.os && state.interfaces == told.interfaces;
+            let news = state.revision == 0 || state.connected != connected || !known;
             if news {
                 let revision = state.revision + 1;
-                tracing::info!(connected, ?os, "guest agent");
+                tracing::info!(connected, ?told, "guest agent");
                 *state = AgentState {
                     revision,
                     connected,
-                    os,
+                    os: told.os,
+                    interfaces: told.interfaces,
                 };
             }
             news
         });
     }
+}
+
+/// What the agent has told since it connected.
+#[derive(Clone, Debug, Default)]
+struct Told {
+    os: Option<GuestOsInfo>,
+    interfaces: Vec<GuestInterface>,
 }
 
 #[cfg(test)]
@@ -319,18 +331,29 @@ mod tests {
             id: "tiny".into(),
             ..GuestOsInfo::default()
         };
-        agent.tell(true, Some(os.clone()));
+        let told = Told {
+            os: Some(os.clone()),
+            interfaces: Vec::new(),
+        };
+        agent.tell(true, told.clone());
         let state = agent.news(Some(0)).await;
         assert_eq!(
             (state.revision, state.connected, state.os.clone()),
             (1, true, Some(os.clone()))
         );
-        agent.tell(true, Some(os.clone()));
+        agent.tell(true, told.clone());
         assert!(agent.news(Some(1)).now_or_never().is_none());
+        let addressed = Told {
+            interfaces: vec![GuestInterface::default()],
+            ..told
+        };
+        agent.tell(true, addressed.clone());
+        assert_eq!(agent.news(Some(1)).await.interfaces, addressed.interfaces);
         // Of one that is gone nothing is told.
-        agent.tell(false, Some(os));
-        let state = agent.news(Some(1)).await;
-        assert_eq!((state.revision, state.connected, state.os), (2, false, None));
+        agent.tell(false, addressed);
+        let state = agent.news(Some(2)).await;
+        assert_eq!((state.revision, state.connected, state.os), (3, false, None));
+        assert!(state.interfaces.is_empty());
     }
 
     #[tokio::test]

@@ -55,8 +55,11 @@ fn agent_tells_of_the_guest_and_runs_probes() {
         let arguments = &mut domain["firmware"]["kernelBoot"]["kernelArgs"];
         *arguments = format!("{} button=no", arguments.as_str().unwrap()).into();
     });
-    let state = until(&mut pod, &api, "connected", |state| state.os.is_some());
+    let addressed = |state: &AgentState| state.interfaces.iter().any(|one| !one.addresses.is_empty());
+    let state = until(&mut pod, &api, "connected, with an address", addressed);
     assert_eq!(state.os.unwrap().pretty_name, "Tiny Guest 1");
+    let nic = json!([{"name": "eth0", "mac": "02:00:00:00:00:01", "addresses": ["10.0.2.2"]}]);
+    assert_eq!(serde_json::to_value(&state.interfaces).unwrap(), nic);
     let before = format!("{}?{}={}", control::AGENT, control::AGENT_SEEN, state.revision - 1);
     assert_eq!(json_of(&api, &before)["revision"], state.revision);
     let info = json_of(&api, control::GUEST_INFO);

@@ -1,4 +1,5 @@
-//! Guest agents: what they answer, and the condition AgentConnected with `status.guestOSInfo`.
+//! Guest agents: what they answer, and the condition AgentConnected with `status.guestOSInfo` and what they tell of
+//! `status.interfaces`.
 //!
 //! ```text
 //! guest ─► libvirt ─► launcher ──answers when something is new──► every replica ──writes what differs──► status
@@ -20,9 +21,12 @@ use kube::api::{ObjectMeta, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use kubernest_crds::kubevirt::v1::{
-    VirtualMachineInstance, VirtualMachineInstanceCondition as Condition, VirtualMachineInstanceStatus, vmi_conditions,
+    InterfaceStatus, VirtualMachineInstance, VirtualMachineInstanceCondition as Condition, VirtualMachineInstanceSpec,
+    VirtualMachineInstanceStatus, vmi_conditions,
 };
-use kubernest_domain::control::{self, AgentState, GuestAgentInfo, GuestFileSystem, GuestList, GuestUser};
+use kubernest_domain::control::{
+    self, AgentState, GuestAgentInfo, GuestFileSystem, GuestInterface, GuestList, GuestUser,
+};
 use kubernest_runtime::{CancellationToken, telemetry::chain};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -97,7 +101,32 @@ fn bounded(mut state: AgentState) -> AgentState {
     }) {
         *text = control::guest_text(text);
     }
+    state.interfaces = control::guest_interfaces(state.interfaces);
     state
+}
+
+/// The instance's interfaces as its status has them, with what its guest says of each in place of what it said before. That
+/// one on a bridge has an address only the guest knows; what reaches any other is its pod's.
+fn interfaces(instance: &VirtualMachineInstance, state: &AgentState) -> Vec<InterfaceStatus> {
+    let status = instance.status.iter().flat_map(|status| &status.interfaces);
+    let told = |before: &InterfaceStatus| {
+        let mut now = before.clone();
+        let its = |one: &&GuestInterface| before.mac.as_ref() == Some(&one.mac);
+        // A bridge inside the guest may have the same, and the address.
+        let theirs = state
+            .interfaces
+            .iter()
+            .filter(its)
+            .min_by_key(|one| one.addresses.is_empty());
+        now.set_told_by_agent(theirs.is_some());
+        now.interface_name = theirs.map(|one| one.name.clone());
+        if instance.spec.is_bridged(before.name.as_deref().unwrap_or_default()) {
+            now.ip_addresses = theirs.map(|one| one.addresses.clone()).unwrap_or_default();
+            now.ip_address = now.ip_addresses.first().cloned();
+        }
+        now
+    };
+    status.map(told).collect()
 }
 
 /// Whether its status says that its agent is connected.
@@ -114,12 +143,16 @@ fn agrees(instance: &VirtualMachineInstance, state: &AgentState) -> bool {
         .status
         .as_ref()
         .and_then(|status| status.guest_os_info.as_ref());
-    is_connected(instance) == state.connected && told == state.os.as_ref()
+    let known = instance.status.iter().flat_map(|status| &status.interfaces);
+    is_connected(instance) == state.connected && told == state.os.as_ref() && known.eq(&interfaces(instance, state))
 }
 
-/// The same status but for what the launcher says. Where there is no agent there is no condition: KubeVirt's clients look
+/// Has its status say what the launcher says. Where there is no agent there is no condition: KubeVirt's clients look
 /// for the condition, not for its status.
-fn correct(status: &mut VirtualMachineInstanceStatus, state: &AgentState, now: Timestamp) {
+fn correct(instance: &mut VirtualMachineInstance, state: &AgentState, now: Timestamp) {
+    let interfaces = interfaces(instance, state);
+    let status = instance.status.get_or_insert_default();
+    status.interfaces = interfaces;
     let is = |condition: &Condition| condition.type_ == vmi_conditions::AGENT_CONNECTED;
     let said = status
         .conditions
@@ -141,11 +174,14 @@ fn correct(status: &mut VirtualMachineInstanceStatus, state: &AgentState, now: T
     status.guest_os_info.clone_from(&state.os);
 }
 
-/// What is known of an instance whose launcher can be listened to: who it is, where, and what its status says of the agent.
+/// What is known of an instance whose launcher can be listened to: who it is, where, its interfaces, and what its status
+/// says of the agent.
 fn heard(instance: &VirtualMachineInstance) -> Option<VirtualMachineInstance> {
     let status = instance.status.as_ref()?;
     let address = status.launcher_address.clone().filter(|_| runs(instance))?;
     let agent = |condition: &&Condition| condition.type_ == vmi_conditions::AGENT_CONNECTED;
+    let mut spec = VirtualMachineInstanceSpec::default();
+    spec.domain.devices.interfaces = instance.spec.domain.devices.interfaces.clone();
     Some(VirtualMachineInstance {
         metadata: ObjectMeta {
             name: instance.metadata.name.clone(),
@@ -157,9 +193,10 @@ fn heard(instance: &VirtualMachineInstance) -> Option<VirtualMachineInstance> {
             launcher_address: Some(address),
             conditions: status.conditions.iter().filter(agent).cloned().collect(),
             guest_os_info: status.guest_os_info.clone(),
+            interfaces: status.interfaces.clone(),
             ..VirtualMachineInstanceStatus::default()
         }),
-        ..VirtualMachineInstance::default()
+        spec,
     })
 }
 
@@ -395,7 +432,7 @@ async fn correct_status(
         if instance.uid() != known.uid() || !runs(&instance) || agrees(&instance, state) {
             return Ok(false);
         }
-        correct(instance.status.get_or_insert_default(), state, Timestamp::now());
+        correct(&mut instance, state, Timestamp::now());
         match instances.replace_status(&known.name_any(), &params, &instance).await {
             Ok(_) => return Ok(true),
             Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(false),
@@ -408,7 +445,7 @@ async fn correct_status(
 #[cfg(test)]
 mod tests {
     use kubernest_domain::control::GuestOsInfo;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -442,25 +479,61 @@ mod tests {
                 id: "tiny".into(),
                 ..GuestOsInfo::default()
             }),
+            ..AgentState::default()
         };
         assert!(!agrees(&instance, &connected) && agrees(&instance, &AgentState::default()));
-        correct(instance.status.as_mut().unwrap(), &connected, Timestamp::UNIX_EPOCH);
+        correct(&mut instance, &connected, Timestamp::UNIX_EPOCH);
         assert!(agrees(&instance, &connected) && is_connected(&instance));
         let once = instance.clone();
-        correct(instance.status.as_mut().unwrap(), &connected, Timestamp::now());
+        correct(&mut instance, &connected, Timestamp::now());
         assert_eq!(instance, once, "at rest nothing changes");
         let kept = heard(&instance).unwrap();
         assert!(agrees(&kept, &connected));
-        correct(
-            instance.status.as_mut().unwrap(),
-            &AgentState::default(),
-            Timestamp::now(),
-        );
+        correct(&mut instance, &AgentState::default(), Timestamp::now());
         let status = serde_json::to_value(instance.status.unwrap()).unwrap();
         assert_eq!(
             status,
             json!({"phase": "Running", "launcherAddress": "10.0.0.1", "conditions": [paused]})
         );
+    }
+
+    #[test]
+    fn agents_name_interfaces_and_tell_the_addresses_of_bridged_ones() {
+        let nic = |name: &str, mac: &str, address: Value| json!({"name": name, "mac": mac, "ipAddress": address, "ipAddresses": [address], "infoSource": "domain, multus-status"});
+        let status = json!({"phase": "Running", "launcherAddress": "10.0.0.1", "interfaces": [
+            nic("pod", "02:00:00:00:00:01", json!("10.0.0.1")), {"name": "lan", "mac": "02:00:00:00:00:02", "infoSource": "domain"},
+        ]});
+        let mut instance = instance(status);
+        let devices = json!([{"name": "pod", "masquerade": {}}, {"name": "lan", "bridge": {}}]);
+        instance.spec.domain.devices.interfaces = serde_json::from_value(devices).unwrap();
+        let silent = instance.clone();
+        let guest = |name: &str, mac: &str, addresses: &[&str]| GuestInterface {
+            name: name.to_owned(),
+            mac: mac.to_owned(),
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+        };
+        let state = bounded(AgentState {
+            connected: true,
+            interfaces: vec![
+                guest("enp1s0", "02-00-00-00-00-01", &["10.0.2.2", "127.0.0.1"]),
+                guest("enp2s0", "02:00:00:00:00:02", &[]),
+                guest("br0", "02:00:00:00:00:02", &["192.168.7.9", "fd00::9"]),
+            ],
+            ..AgentState::default()
+        });
+        assert!(!agrees(&instance, &state));
+        correct(&mut instance, &state, Timestamp::UNIX_EPOCH);
+        assert!(agrees(&instance, &state) && agrees(&heard(&instance).unwrap(), &state));
+        let told = serde_json::to_value(&instance.status.as_ref().unwrap().interfaces).unwrap();
+        let expected = json!([
+            {"name": "pod", "mac": "02:00:00:00:00:01", "ipAddress": "10.0.0.1", "ipAddresses": ["10.0.0.1"],
+             "interfaceName": "enp1s0", "infoSource": "domain, guest-agent, multus-status"},
+            {"name": "lan", "mac": "02:00:00:00:00:02", "ipAddress": "192.168.7.9", "interfaceName": "br0",
+             "ipAddresses": ["192.168.7.9", "fd00::9"], "infoSource": "domain, guest-agent"},
+        ]);
+        assert_eq!(told, expected);
+        correct(&mut instance, &AgentState::default(), Timestamp::UNIX_EPOCH);
+        assert_eq!(instance, silent, "of one that is gone nothing stays");
     }
 
     #[test]

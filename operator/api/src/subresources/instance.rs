@@ -337,11 +337,13 @@ fn is_paused(instance: &VirtualMachineInstance) -> bool {
         .any(|condition| condition.type_ == vmi_conditions::PAUSED && condition.status == "True")
 }
 
-/// Where the first interface is reached: at its pod, and nowhere else, whatever the status says.
+/// Where the first interface is reached: at its pod, and nowhere else, whatever the status or its guest says.
 fn address_of(instance: &VirtualMachineInstance) -> Result<IpAddr, Failure> {
     let first = instance.status.as_ref().and_then(|status| status.interfaces.first());
     let first = first.ok_or_else(|| Failure::bad_request("no network interfaces are present"))?;
-    let address = first.ip_address.as_deref().and_then(|address| address.parse().ok());
+    let bridged = instance.spec.is_bridged(first.name.as_deref().unwrap_or_default());
+    let address = first.ip_address.as_deref().filter(|_| !bridged);
+    let address = address.and_then(|address| address.parse().ok());
     address.filter(is_a_pods).ok_or_else(|| {
         let name = instance.name_any();
         Failure::bad_request(format!(
@@ -418,6 +420,20 @@ mod tests {
         ] {
             assert!(!dialled(wrong), "{wrong}");
         }
+    }
+
+    #[test]
+    fn instance_addresses_are_not_what_a_guest_tells() {
+        let reached = |binding: &str| {
+            let instance: VirtualMachineInstance = serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "a"},
+                "spec": {"domain": {"devices": {"interfaces": [{"name": "nic", (binding): {}}]}}},
+                "status": {"interfaces": [{"name": "nic", "ipAddress": "10.240.128.5"}]},
+            }))
+            .unwrap();
+            address_of(&instance).is_ok()
+        };
+        assert!(reached("masquerade") && !reached("bridge"));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //!
 //! Everything in them is the guest's own word: texts are cut, lists are short, and no number is computed with.
 
-use kubernest_domain::control::{GuestAgentCommand, GuestDisk, GuestFileSystem, GuestOsInfo, GuestUser, guest_text};
+use kubernest_domain::control::{
+    GuestAgentCommand, GuestDisk, GuestFileSystem, GuestInterface, GuestOsInfo, GuestUser, guest_interfaces, guest_text,
+};
 use serde::Deserialize;
 
 /// Most users, and most file systems.
@@ -168,6 +170,33 @@ pub fn file_systems(all: Vec<FileSystem>) -> Vec<GuestFileSystem> {
     all.into_iter().take(ITEMS).map(told).collect()
 }
 
+/// Of `guest-network-get-interfaces`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Interface {
+    name: String,
+    #[serde(default)]
+    hardware_address: String,
+    #[serde(default)]
+    ip_addresses: Vec<Address>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Address {
+    ip_address: String,
+}
+
+/// What it is connected by.
+pub fn interfaces(all: Vec<Interface>) -> Vec<GuestInterface> {
+    let told = |one: Interface| GuestInterface {
+        name: one.name,
+        mac: one.hardware_address,
+        addresses: one.ip_addresses.into_iter().map(|address| address.ip_address).collect(),
+    };
+    guest_interfaces(all.into_iter().map(told))
+}
+
 /// `guest-exec`.
 #[derive(Debug, Deserialize)]
 pub struct Started {
@@ -235,6 +264,28 @@ mod tests {
             json!([{"diskName": "vda1", "mountPoint": "/", "fileSystemType": "ext4", "usedBytes": 5, "totalBytes": 9,
                 "disk": [{"serial": "data", "busType": "virtio"}]}])
         );
+    }
+
+    #[test]
+    fn answers_tell_of_interfaces_that_others_reach() {
+        let address = |address: &str| json!({"ip-address": address, "ip-address-type": "any", "prefix": 24});
+        let all: Vec<Interface> = told(json!([
+            {"name": "lo", "hardware-address": "00:00:00:00:00:00", "ip-addresses": [address("127.0.0.1")]},
+            {"name": "eth0", "hardware-address": "02:00:10:01:00:0A", "statistics": {"rx-bytes": 1},
+             "ip-addresses": [address("fe80::1"), address("fd00::5"), address("10.1.0.5"), address("no"), address("::1")]},
+            {"name": "sit0"}, {"name": "bad", "hardware-address": "02:00:10:01:00"},
+        ]));
+        let eth0 = GuestInterface {
+            name: "eth0".to_owned(),
+            mac: "02:00:10:01:00:0a".to_owned(),
+            addresses: vec!["10.1.0.5".to_owned(), "fd00::5".to_owned()],
+        };
+        assert_eq!(interfaces(all), [eth0]);
+        let one = json!({"name": "\u{1b}".repeat(9) + &"e".repeat(900), "hardware-address": "02-00-10-01-00-0b",
+            "ip-addresses": vec![address("10.1.0.5"); 20]});
+        let cut = interfaces(told(json!(vec![one; 40])));
+        assert_eq!((cut.len(), cut[0].addresses.len(), cut[0].name.len()), (16, 8, 64));
+        assert!(serde_json::to_vec(&cut).unwrap().len() < 8 << 10);
     }
 
     #[test]

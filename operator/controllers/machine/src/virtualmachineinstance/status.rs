@@ -65,7 +65,10 @@ pub fn status(instance: &VirtualMachineInstance, seen: Seen<'_>, now: Timestamp)
         .pod
         .filter(|_| !super::is_final(&phase))
         .filter(|pod| has_addresses(pod));
-    let mut interfaces = interfaces(instance, seen.pod).unwrap_or(previous.interfaces);
+    let mut interfaces = match interfaces(instance, seen.pod) {
+        Some(now) => with_the_agents_word(now, &previous.interfaces),
+        None => previous.interfaces,
+    };
     if addressed.is_none() {
         forget_addresses(&mut interfaces);
     }
@@ -375,6 +378,21 @@ fn forget_addresses(interfaces: &mut [InterfaceStatus]) {
         interface.ip_address = None;
         interface.ip_addresses.clear();
     }
+}
+
+/// What the guest agent told stays as kubernest-api wrote it: names, and addresses where the pod's are not the guest's.
+fn with_the_agents_word(mut now: Vec<InterfaceStatus>, before: &[InterfaceStatus]) -> Vec<InterfaceStatus> {
+    for interface in &mut now {
+        let same = |known: &&InterfaceStatus| known.name == interface.name && known.is_told_by_agent();
+        let Some(told) = before.iter().find(same) else { continue };
+        interface.interface_name.clone_from(&told.interface_name);
+        interface.set_told_by_agent(true);
+        if interface.ip_addresses.is_empty() {
+            interface.ip_address.clone_from(&told.ip_address);
+            interface.ip_addresses.clone_from(&told.ip_addresses);
+        }
+    }
+    now
 }
 
 /// Interfaces as far as they are known; `None` without a pod.

@@ -498,6 +498,29 @@ fn status_keeps_what_the_agent_told() {
     );
 }
 
+#[test]
+fn status_keeps_what_the_agent_told_of_interfaces() {
+    let runs = pod(json!({"status": {"conditions": ready("True")}}));
+    let mut instance = in_phase("Running");
+    instance.status = Some(status(&instance, seen(&runs), now()));
+    let told = instance.status.as_mut().unwrap();
+    for (interface, name) in told.interfaces.iter_mut().zip(["eth0", "eth1"]) {
+        interface.interface_name = Some(name.to_owned());
+        interface.set_told_by_agent(true);
+    }
+    told.interfaces[1].ip_address = Some("192.168.7.9".to_owned());
+    told.interfaces[1].ip_addresses = vec!["192.168.7.9".to_owned()];
+    let told = told.clone();
+    assert_eq!(told.interfaces[0].info_source.as_deref(), Some("domain, guest-agent"));
+    assert_eq!(status(&instance, seen(&runs), now()), told);
+    let over = pod(json!({"status": {"phase": "Failed"}}));
+    let over = status(&instance, seen(&over), now()).interfaces;
+    assert!(
+        over.iter()
+            .all(|interface| interface.ip_address.is_none() && interface.ip_addresses.is_empty())
+    );
+}
+
 #[rstest]
 #[case::over_and_kept_for_its_log(None, 60, json!({"status": {"phase": "Succeeded"}}), None)]
 #[case::over_and_asked(Some(()), 60, json!({"status": {"phase": "Succeeded"}}), Some(75))]
