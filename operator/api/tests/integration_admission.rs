@@ -18,6 +18,7 @@ use std::{
 use k8s_openapi::api::{
     admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
     core::v1::{Namespace, Secret},
+    rbac::v1::{ClusterRole, RoleBinding},
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
@@ -25,7 +26,7 @@ use kube::{
     api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
     core::Status,
 };
-use kubernest_integration::{ControlPlane, Process, free_port, install_crds, wait_until};
+use kubernest_integration::{Binaries, ControlPlane, Process, free_port, install_crds, wait_until};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -471,4 +472,166 @@ async fn integration_machines_are_completed_and_do_not_drift() {
     // Nothing about the template changes with a label.
     kubectl(&["label", "-n", "org-acme", "virtualmachine/patched", "a=b"]);
     assert_eq!(setup.stored(&created).await.unwrap().data, replaced.data);
+}
+
+#[tokio::test]
+async fn integration_every_kind_is_served_in_two_versions() {
+    let setup = Setup::start().await;
+    let of = |kind: &str, version: &str, name: &str, spec: &str| {
+        manifest(&format!(
+            "kind: {kind}\napiVersion: kubevirt.io/{version}\nmetadata: {{name: {name}}}\nspec: {spec}"
+        ))
+    };
+    let instance = "{domain: {devices: {}, memory: {guest: 64Mi}}}";
+    let labelled = format!("{{metadata: {{labels: {{app: a}}}}, spec: {instance}}}");
+    let selector = "selector: {matchLabels: {app: a}}";
+    for (kind, spec) in [
+        ("VirtualMachineInstance", instance.to_owned()),
+        (
+            "VirtualMachine",
+            format!("{{runStrategy: Halted, template: {{spec: {instance}}}}}"),
+        ),
+        (
+            "VirtualMachineInstanceReplicaSet",
+            format!("{{{selector}, template: {labelled}}}"),
+        ),
+        (
+            "VirtualMachineInstancePreset",
+            format!("{{{selector}, domain: {{devices: {{}}, cpu: {{cores: 2}}}}}}"),
+        ),
+    ] {
+        for (first, second) in [("v1alpha3", "v1"), ("v1", "v1alpha3")] {
+            let of = |version: &str| of(kind, version, &format!("made-as-{first}"), &spec);
+            let made = setup.create(&of(first)).await;
+            let made = made.unwrap_or_else(|status| panic!("{kind} {first}: {}", status.message));
+            let read = setup.stored(&of(second)).await.unwrap();
+            assert_eq!(
+                read.types.as_ref().unwrap().api_version,
+                format!("kubevirt.io/{second}")
+            );
+            assert_eq!((&read.data, read.uid()), (&made.data, made.uid()), "{kind} {first}");
+            // A change by a client of the other version is there in the first.
+            let mut changed = of(second);
+            changed.labels_mut().insert("changed".to_owned(), "yes".to_owned());
+            setup.update(&changed).await.unwrap();
+            let read = setup.stored(&of(first)).await.unwrap();
+            assert_eq!(
+                (&read.data, read.labels()["changed"].as_str()),
+                (&made.data, "yes"),
+                "{kind} {first}"
+            );
+        }
+    }
+}
+
+/// The roles that the chart adds to Kubernetes' role `edit`, which a controller puts together that is not there here.
+async fn bind_edit_to(setup: &Setup, user: &str) {
+    let images = r#"nodeImages={"v1.35.4":{"image":"registry.example/node@sha256:0"}}"#;
+    let output = std::process::Command::new(Binaries::locate().helm().unwrap())
+        .args([
+            "template",
+            "kubernest",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/kubernest"),
+        ])
+        .args([
+            "--namespace",
+            "kubernest-system",
+            "--kube-version",
+            "1.35.4",
+            "--set-json",
+            images,
+        ])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let rendered: Vec<Value> = serde_saphyr::from_multiple(&String::from_utf8(output.stdout).unwrap()).unwrap();
+    let edit = |object: &Value| {
+        object
+            .pointer("/metadata/labels/rbac.authorization.k8s.io~1aggregate-to-edit")
+            .is_some()
+    };
+    let roles: Vec<ClusterRole> = rendered
+        .into_iter()
+        .filter(edit)
+        .map(|role| serde_json::from_value(role).unwrap())
+        .collect();
+    assert_eq!(roles.len(), 2, "TenantClusters' and machines'");
+    let params = PostParams::default();
+    let bindings: Api<RoleBinding> = Api::namespaced(setup.client.clone(), "org-acme");
+    for role in roles {
+        Api::all(setup.client.clone()).create(&params, &role).await.unwrap();
+        let name = role.name_any();
+        let binding = json!({
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+        });
+        bindings
+            .create(&params, &serde_json::from_value(binding).unwrap())
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn integration_editors_write_specs_and_no_status() {
+    let setup = Setup::start().await;
+    bind_edit_to(&setup, "editor").await;
+    let kubectl = |arguments: &[&str]| {
+        let as_editor = ["--as=editor", "-n", "org-acme"];
+        let output = setup.plane.kubectl([&as_editor[..], arguments].concat()).unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let instance = "{domain: {devices: {}, memory: {guest: 64Mi}}}";
+    for (resource, kind, version, spec) in [
+        (
+            "tenantclusters",
+            "TenantCluster",
+            "kubernest.io/v1alpha1",
+            "{version: v1.35.4}".to_owned(),
+        ),
+        (
+            "virtualmachines",
+            "VirtualMachine",
+            "kubevirt.io/v1",
+            format!("{{runStrategy: Halted, template: {{spec: {instance}}}}}"),
+        ),
+        (
+            "virtualmachineinstances",
+            "VirtualMachineInstance",
+            "kubevirt.io/v1",
+            instance.to_owned(),
+        ),
+        (
+            "virtualmachineinstancereplicasets",
+            "VirtualMachineInstanceReplicaSet",
+            "kubevirt.io/v1",
+            format!(
+                "{{selector: {{matchLabels: {{app: a}}}}, template: {{metadata: {{labels: {{app: a}}}}, spec: {instance}}}}}"
+            ),
+        ),
+    ] {
+        let file = setup.plane.directory().join(format!("{resource}.yaml"));
+        let text = format!(
+            "kind: {kind}\napiVersion: {version}\nmetadata: {{name: edited}}\nspec: {spec}\n\
+             status: {{conditions: [{{type: Ready, status: \"True\"}}]}}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        let file = file.to_str().unwrap();
+        let made = wait_until(LIMIT, || async { kubectl(&["apply", "-f", file]).0 });
+        assert!(made.await, "{resource}: {:?}", kubectl(&["apply", "-f", file]));
+        let status = r#"{"status": {"conditions": [{"type": "Ready", "status": "True"}]}}"#;
+        let patch = ["patch", resource, "edited", "--type=merge", "-p", status];
+        // The status beside a spec is passed over, and of its own it is not theirs to write.
+        let beside = kubectl(&patch);
+        assert!(beside.0, "{resource}: {beside:?}");
+        // `kubectl patch --subresource` would read it first, which is not theirs either.
+        let path = format!("/apis/{version}/namespaces/org-acme/{resource}/edited/status");
+        let own = kubectl(&["replace", "--raw", &path, "-f", file]);
+        let forbidden = format!("User \"editor\" cannot update resource \"{resource}/status\"");
+        assert!(!own.0 && own.1.contains(&forbidden), "{resource}: {own:?}");
+        let found = kubectl(&["get", resource, "edited", "-o", "jsonpath={.status}"]);
+        assert!(found.0 && !found.1.contains("Ready"), "{resource}: {found:?}");
+    }
 }
