@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::{ResourceExt, runtime::conditions::is_deleted};
+use kubernest_crds::kubevirt::v1::VirtualMachine;
 use kubernest_e2e::leftovers::{inventory, nothing_since};
 use kubernest_e2e::machine::{self, Machine, USER, template};
 use kubernest_e2e::{Outer, wait};
@@ -20,13 +21,16 @@ async fn e2e_a_machine_is_used_through_the_api_server() -> Result<()> {
     machine::namespace(&outer, space)?;
     claim(&outer, space, "data").await?;
     let before = inventory(&outer, space).await?;
-    let machine = Machine::create(&outer, space, "vm", "Halted", template("shell", Some("data"))?).await?;
+    let mut shell = template("shell", Some("data"))?;
+    shell["spec"]["readinessProbe"] = json!({"tcpSocket": {"port": 8080}, "periodSeconds": 1});
+    let machine = Machine::create(&outer, space, "vm", "Halted", shell).await?;
     machine.shows("Stopped").await?;
     refuses_strangers(&machine).await?;
 
     machine.ask("virtualmachines", "start").await?;
     let first = machine.instance_in("Running", None).await?;
     let console = console_answers(&machine).await?;
+    wait::until(&machine.api(), "vm", "the guest listens", ready).await?;
     pause_stops_the_guest(&machine, console).await?;
     reboots(&machine).await?;
     screen_and_ports_are_reached(&machine).await?;
@@ -63,7 +67,11 @@ async fn e2e_run_strategies_start_and_start_again() -> Result<()> {
     let space = "org-strategies";
     machine::namespace(&outer, space)?;
 
-    let once = Machine::create(&outer, space, "once", "Once", template("poweroff", None)?).await?;
+    // Without a kernel of its own: the firmware finds one on the disk.
+    let mut disk = template("poweroff", None)?;
+    disk["spec"]["domain"]["firmware"] = json!({"bootloader": {"bios": {}}});
+    disk["spec"]["volumes"][0]["containerDisk"]["path"] = json!("/boot/boot.img");
+    let once = Machine::create(&outer, space, "once", "Once", disk).await?;
     let run = once.instance_in("Succeeded", None).await?;
     let rerun = Machine::create(&outer, space, "rerun", "RerunOnFailure", template("panic", None)?).await?;
     let failed = rerun.instance_in("Failed", None).await?;
@@ -72,13 +80,18 @@ async fn e2e_run_strategies_start_and_start_again() -> Result<()> {
 
     let mut manual = template("shell", None)?;
     manual["spec"]["readinessProbe"] = json!({"httpGet": {"port": 8080, "path": "/"}, "periodSeconds": 1});
+    manual["spec"]["startStrategy"] = json!("Paused");
     let manual = Machine::create(&outer, space, "manual", "Manual", manual).await?;
     manual.shows("Stopped").await?;
     manual.ask("virtualmachines", "start").await?;
-    let ready = |vm: Option<&kubernest_crds::kubevirt::v1::VirtualMachine>| {
-        vm.and_then(|vm| vm.status.as_ref()).is_some_and(|status| status.ready)
-    };
+    manual.shows("Paused").await?;
+    ensure!(
+        !ready(Some(&manual.api().get("manual").await?)),
+        "it answers its probe though it stands still"
+    );
+    manual.ask("virtualmachineinstances", "unpause").await?;
     wait::until(&manual.api(), "manual", "the guest answers its probe", ready).await?;
+    manual.shows("Running").await?;
     manual.ask("virtualmachines", "stop").await?;
     manual.shows("Stopped").await?;
     for machine in [once, rerun, manual] {
@@ -86,6 +99,11 @@ async fn e2e_run_strategies_start_and_start_again() -> Result<()> {
     }
     outer.kubectl(&["delete", "namespace", space])?;
     Ok(())
+}
+
+fn ready(machine: Option<&VirtualMachine>) -> bool {
+    let status = machine.and_then(|machine| machine.status.as_ref());
+    status.is_some_and(|status| status.ready)
 }
 
 async fn claim(outer: &Outer, namespace: &str, name: &str) -> Result<()> {

@@ -8,7 +8,7 @@ use kube::api::{Api, DeleteParams, PostParams};
 use kube::runtime::conditions::is_deleted;
 use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
 use kubernest_e2e::leftovers::{inventory, nodes_are_clean, nothing_since};
-use kubernest_e2e::machine::{self, Machine, template};
+use kubernest_e2e::machine::{self, Machine, USER, template};
 use kubernest_e2e::{Outer, wait};
 use serde_json::json;
 
@@ -63,8 +63,11 @@ async fn drained(outer: &Outer, machine: &Machine<'_>, space: &str, first: &str)
     ensure!(machine.instance_in("Running", None).await? == first, "it was disturbed");
 
     budgets.delete("vm", &DeleteParams::default()).await?;
+    let mut console = machine.stream("console", USER).await?;
+    let heard = tokio::spawn(async move { console.expect("guest: button").await });
     println!("-- draining {node}");
     drain("5m")?;
+    ensure!(heard.await??, "the guest was not asked to shut down");
     let second = machine.instance_in("Running", Some(first)).await?;
     let now = node_of(machine).await?;
     ensure!(now != node, "it runs on the node that was drained");
