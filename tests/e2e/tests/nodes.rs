@@ -71,8 +71,10 @@ async fn drained(outer: &Outer, machine: &Machine<'_>, space: &str, first: &str)
     let second = machine.instance_in("Running", Some(first)).await?;
     let now = node_of(machine).await?;
     ensure!(now != node, "it runs on the node that was drained");
-    let events = outer.kubectl(&["get", "events", "-n", space, "-o", "jsonpath={.items[*].message}"])?;
-    ensure!(events.contains("launcher pod was"), "nobody says why: {events}");
+    let events = outer.kubectl(&["get", "events", "-n", space, "-o", "jsonpath={.items[*].reason}"])?;
+    // Deleted, where the pod was gone before anybody saw its last state.
+    let why = |reason: &str| ["PodEvicted", "PodDeleted"].contains(&reason);
+    ensure!(events.split(' ').any(why), "nobody says why: {events}");
     outer.kubectl(&["uncordon", &node])?;
     Ok(second)
 }

@@ -21,7 +21,8 @@
 //! ```
 //! Paused can be Resetting as well, and is Paused again after it.
 //!
-//! A guest that stands still unasked is Settling for a moment before it is Failing: a panic is a pause first.
+//! A guest that stands still unasked is Settling for a moment before it is Failing: a panic is a pause first. So is one
+//! whose helper has ended: it may be qemu's end that was noticed there first.
 //! A stop asked for while the domain starts is remembered and carried out once it runs; one asked for while the guest
 //! is paused has it go on first, because it can't hear the power button. A guest that powers off takes its helpers with
 //! it: from [`Input::ShuttingDown`] on their end is no news. Where a reboot was asked for, libvirt resets a guest that
@@ -192,7 +193,7 @@ pub enum State {
     },
     /// qemu is being ended after the grace period.
     Killing,
-    /// It stands still because of this; libvirt may yet say that its kernel has panicked.
+    /// It stands still, or has lost a helper; libvirt may yet say that its kernel has panicked, or that it is off.
     Settling(Ending),
     /// qemu is being ended because of this.
     Failing(Ending),
@@ -297,7 +298,7 @@ impl State {
                 ended(GuestShutdown, "the guest shut down by itself")
             }
             // Helpers that end with qemu may be noticed first.
-            (Self::Failing((GuestCrashed, _)), Input::Gone(Gone::Died)) => {
+            (Self::Failing((GuestCrashed, _)) | Self::Settling((GuestCrashed, _)), Input::Gone(Gone::Died)) => {
                 ended(GuestCrashed, "qemu ended unexpectedly")
             }
             (Self::Failing(ending), Input::Gone(_)) => (Self::Ended(ending), vec![]),
@@ -313,13 +314,19 @@ impl State {
                 vec![Action::Ready(false), Action::Settle],
             ),
             (Self::Settling((reason, why)), Input::GraceElapsed | Input::StopAsked) => failing(reason, why),
-            (Self::Settling(ending), Input::Gone(_)) => (Self::Ended(ending), vec![]),
             (Self::Running(_) | Self::Starting { .. } | Self::Settling(_), Input::Crashed) => {
                 failing(GuestCrashed, PANICKED.to_owned())
             }
-            (Self::Running(_) | Self::Starting { .. }, Input::HelperDied(who)) => {
-                failing(GuestCrashed, format!("{who} ended unexpectedly"))
+            // libvirt ends qemu, and with it the helper, before it says that the guest has powered off.
+            (Self::Running(_) | Self::Starting { .. }, Input::HelperDied(who)) => (
+                Self::Settling((GuestCrashed, format!("{who} ended unexpectedly"))),
+                vec![Action::Ready(false), Action::Settle],
+            ),
+            (Self::Settling((GuestCrashed, _)), Input::ShuttingDown) => (Self::ShuttingDown { asked: false }, vec![]),
+            (Self::Settling((GuestCrashed, _)), Input::Gone(Gone::PoweredOff)) => {
+                ended(GuestShutdown, "the guest shut down by itself")
             }
+            (Self::Settling(ending), Input::Gone(_)) => (Self::Ended(ending), vec![]),
             (state, _) => (state, vec![]),
         }
     }
