@@ -15,7 +15,8 @@ const MAX_FILES: usize = 256;
 pub const CLOUD_INIT_LABEL: &str = "CIDATA";
 /// Label that its `DataSourceConfigDrive` looks for.
 pub const CONFIG_DRIVE_LABEL: &str = "config-2";
-const CLUSTER: usize = 512;
+/// Sizes that sectors may have (Microsoft's FAT specification, 3.1).
+const SECTOR: std::ops::RangeInclusive<u64> = 512..=4096;
 
 /// Why no image was made.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,9 @@ pub enum FatError {
     /// Not usable as a volume label.
     #[error("'{0}' is no volume label: 1 to 11 ASCII characters")]
     Label(String),
+    /// FAT has no such sectors.
+    #[error("sectors of {0} bytes: FAT has them of 512 to 4096 bytes, a power of two")]
+    Sector(u64),
     /// Formatting memory.
     #[error("formatting the image")]
     Format(#[source] std::io::Error),
@@ -83,8 +87,16 @@ pub fn label(text: &str) -> Option<[u8; 11]> {
     })
 }
 
-/// An image with these files, their names relative to its root.
-pub fn image(volume_label: &str, files: &[(String, Vec<u8>)]) -> Result<Vec<u8>, FatError> {
+/// An image with these files, their names relative to its root, for a disk with sectors of so many bytes: kernels mount none
+/// whose sectors are smaller than the disk's.
+pub fn image(volume_label: &str, sector: u64, files: &[(String, Vec<u8>)]) -> Result<Vec<u8>, FatError> {
+    let (Ok(bytes_per_sector), true) = (
+        u16::try_from(sector),
+        SECTOR.contains(&sector) && sector.is_power_of_two(),
+    ) else {
+        return Err(FatError::Sector(sector));
+    };
+    let cluster = usize::from(bytes_per_sector);
     let label = label(volume_label).ok_or_else(|| FatError::Label(volume_label.to_owned()))?;
     let bytes = files.iter().map(|(_, content)| content.len()).sum::<usize>();
     if files.len() > MAX_FILES || bytes > MAX_CONTENT {
@@ -94,11 +106,12 @@ pub fn image(volume_label: &str, files: &[(String, Vec<u8>)]) -> Result<Vec<u8>,
         });
     }
     // FAT16 has at least 4085 clusters (Microsoft's FAT specification, 3.5); each file may waste one.
-    let clusters = 4200 + bytes / CLUSTER + files.len();
-    let mut disk = Cursor::new(vec![0; clusters.next_multiple_of(64) * CLUSTER + (64 << 10)]);
+    let clusters = 4200 + bytes / cluster + files.len();
+    let mut disk = Cursor::new(vec![0; clusters.next_multiple_of(64) * cluster + (64 << 10)]);
     let options = FormatVolumeOptions::new()
         .fat_type(FatType::Fat16)
-        .bytes_per_cluster(CLUSTER as u32)
+        .bytes_per_sector(bytes_per_sector)
+        .bytes_per_cluster(u32::from(bytes_per_sector))
         .max_root_dir_entries(4096)
         .volume_id(0)
         .volume_label(label);
@@ -137,24 +150,36 @@ mod tests {
             ("openstack/latest/user_data".to_owned(), b"x".to_vec()),
             ("openstack/latest/meta_data.json".to_owned(), b"{}".to_vec()),
         ];
-        let image = image("cidata", &files).unwrap();
-        assert_eq!(image, super::image("cidata", &files).unwrap());
-        let fs = FileSystem::new(Cursor::new(image), FsOptions::new()).unwrap();
-        assert_eq!(fs.volume_label_as_bytes(), b"cidata");
-        for (name, content) in &files {
-            let mut read = Vec::new();
-            std::io::Read::read_to_end(&mut fs.root_dir().open_file(name).unwrap(), &mut read).unwrap();
-            assert_eq!(&read, content, "{name}");
+        for sector in [512, 2048, 4096] {
+            let image = image("cidata", sector, &files).unwrap();
+            assert_eq!(image, super::image("cidata", sector, &files).unwrap());
+            assert_eq!(
+                u64::from(u16::from_le_bytes([image[11], image[12]])),
+                sector,
+                "BPB_BytsPerSec"
+            );
+            assert_eq!(image.len() as u64 % sector, 0);
+            let fs = FileSystem::new(Cursor::new(image), FsOptions::new()).unwrap();
+            assert_eq!(fs.fat_type(), FatType::Fat16);
+            assert_eq!(fs.volume_label_as_bytes(), b"cidata");
+            for (name, content) in &files {
+                let mut read = Vec::new();
+                std::io::Read::read_to_end(&mut fs.root_dir().open_file(name).unwrap(), &mut read).unwrap();
+                assert_eq!(&read, content, "{name}");
+            }
         }
     }
 
     #[test]
     fn plan_fat_image_is_bounded() {
         let huge = vec![("a".to_owned(), vec![0; MAX_CONTENT + 1])];
-        assert!(matches!(image("x", &huge), Err(FatError::TooLarge { .. })));
-        assert!(matches!(image("twelve chars", &[]), Err(FatError::Label(_))));
+        assert!(matches!(image("x", 512, &huge), Err(FatError::TooLarge { .. })));
+        assert!(matches!(image("twelve chars", 512, &[]), Err(FatError::Label(_))));
+        for sector in [0, 256, 1000, 8192, 1 << 20] {
+            assert!(matches!(image("x", sector, &[]), Err(FatError::Sector(_))));
+        }
         assert!(matches!(
-            image("x", &[("a?b".to_owned(), vec![])]),
+            image("x", 512, &[("a?b".to_owned(), vec![])]),
             Err(FatError::File { .. })
         ));
     }

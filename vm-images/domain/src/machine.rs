@@ -176,6 +176,17 @@ pub struct Disk {
     pub read_only: bool,
 }
 
+impl Disk {
+    /// Bytes of the smallest piece of it that a guest reads: those of a CD-ROM are always larger.
+    pub fn sector_bytes(&self) -> u64 {
+        let logical = self.block_size.map_or(512, |(logical, _)| logical);
+        match self.device {
+            Device::Disk => logical,
+            Device::Cdrom => logical.max(2048),
+        }
+    }
+}
+
 /// Where a disk's content comes from: what the launcher does before the domain starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {

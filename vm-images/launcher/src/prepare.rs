@@ -103,9 +103,11 @@ async fn make(qemu_img: &Path, disk: &Disk) -> Result<(), Step> {
                 CloudInitLayout::NoCloud => fat::CLOUD_INIT_LABEL,
                 CloudInitLayout::ConfigDrive => fat::CONFIG_DRIVE_LABEL,
             };
-            write(target, &fat::image(label, &cloud_init(data)?)?)
+            write(target, &fat::image(label, disk.sector_bytes(), &cloud_init(data)?)?)
         }
-        Source::Files { directory, label } => write(target, &fat::image(label, &files(directory)?)?),
+        Source::Files { directory, label } => {
+            write(target, &fat::image(label, disk.sector_bytes(), &files(directory)?)?)
+        }
     }
 }
 

@@ -60,7 +60,7 @@ fn launcher_gives_a_guest_the_hardware_that_it_asks_for() {
         let boot = &mut domain["firmware"]["kernelBoot"];
         boot["container"]["initrdPath"] = json!("/boot/initrd-disks.img");
         let arguments = &mut boot["kernelArgs"];
-        *arguments = format!("{} disks=3", arguments.as_str().unwrap()).into();
+        *arguments = format!("{} disks=4", arguments.as_str().unwrap()).into();
         domain["firmware"]["uuid"] = json!(UID);
         domain["firmware"]["serial"] = json!("serial-of-ours");
         domain["machine"] = json!({ "type": "pc-q35-6.2" });
@@ -102,6 +102,7 @@ fn launcher_gives_a_guest_the_hardware_that_it_asks_for() {
         "guest: vdc network-config version: 2",
         "guest: scsi-drive openstack/latest/user_data #cloud-config",
         r#"guest: scsi-drive openstack/latest/network_data.json {"links":[]}"#,
+        "guest: sr0 user-data #cloud-config on a CD",
     ] {
         assert!(said.contains(line), "{line}\n--- said\n{said}");
     }
@@ -109,7 +110,7 @@ fn launcher_gives_a_guest_the_hardware_that_it_asks_for() {
 }
 
 /// Disks beside virtio's, and what is on each.
-fn further_disks() -> [(Value, Value); 6] {
+fn further_disks() -> [(Value, Value); 7] {
     let drive = json!({ "userData": "#cloud-config", "networkDataSecretRef": { "name": "network" } });
     [
         (
@@ -135,6 +136,10 @@ fn further_disks() -> [(Value, Value); 6] {
         (
             json!({ "name": "drive", "serial": "drive", "disk": { "bus": "scsi" } }),
             json!({ "cloudInitConfigDrive": drive }),
+        ),
+        (
+            json!({ "name": "cd", "cdrom": { "bus": "scsi" } }),
+            json!({ "cloudInitNoCloud": { "userData": "#cloud-config on a CD" } }),
         ),
     ]
 }

@@ -484,5 +484,5 @@ fn plan_cloud_init_image_holds_what_cloud_init_reads() {
         data.user_data,
         crate::machine::Text::Inline(b"#cloud-config\n".to_vec())
     );
-    assert!(fat::image(fat::CLOUD_INIT_LABEL, &[]).is_ok());
+    assert!(fat::image(fat::CLOUD_INIT_LABEL, 512, &[]).is_ok());
 }
