@@ -130,7 +130,10 @@ fn workload_runs(tenant: &Tenant<'_>) -> Result<()> {
 fn tenants_do_not_reach_each_other(tenant: &Tenant<'_>, a: &TenantCluster, b: &TenantCluster) -> Result<()> {
     let knocks = |cluster, expected| slots(cluster).iter().map(move |slot| (slot, expected));
     for (slot, expected) in knocks(a, "reached").chain(knocks(b, "unreachable")) {
-        let knock = format!("nc -w 5 -z {} 10250 && echo reached || echo unreachable", slot.ip);
+        let knock = format!(
+            "nc -w 5 {} 10250 </dev/null >/dev/null 2>&1 && echo reached || echo unreachable",
+            slot.ip
+        );
         let said = tenant.kubectl(&["exec", "client", "--", "sh", "-c", &knock])?;
         ensure!(
             said.trim() == expected,
