@@ -67,7 +67,9 @@ async fn e2e_a_guest_agent_tells_and_runs_probes() -> Result<()> {
 
     // A user's pause is no reason to stop a guest that is pinged.
     machine.ask("virtualmachineinstances", "pause").await?;
+    wait::until(&instances, "vm", "not Ready while it stands still", unready).await?;
     machine.ask("virtualmachineinstances", "unpause").await?;
+    wait::until(&instances, "vm", "Ready when it goes on", ready).await?;
 
     let mut console = machine.stream("console", USER).await?;
     console.send(b"agent stop\n").await?;
