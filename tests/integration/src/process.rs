@@ -1,12 +1,18 @@
 //! Child processes that end with the test, and waiting for conditions.
 
 use std::{
+    collections::hash_map::RandomState,
     ffi::OsStr,
     fs::File,
+    hash::{BuildHasher, Hasher},
     io,
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -89,12 +95,26 @@ impl Drop for Process {
     }
 }
 
-/// A TCP port of the loopback interface that is free now.
+/// Below those that connections get for their own end (ip-sysctl, ip_local_port_range), and NodePorts.
+const PORTS: std::ops::Range<u16> = 16384..30000;
+
+/// A TCP port of the loopback interface that is free now, and is taken by no connection until somebody listens there.
 ///
 /// # Errors
 /// When the system has none.
 pub fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    // Each test is a process of its own: they begin at different places.
+    static NEXT: LazyLock<AtomicU64> =
+        LazyLock::new(|| AtomicU64::new(RandomState::new().build_hasher().finish() >> 1));
+    let count = u64::from(PORTS.end - PORTS.start);
+    let ports = PORTS.map(|_| PORTS.start + u16::try_from(NEXT.fetch_add(1, Ordering::Relaxed) % count).unwrap_or(0));
+    for port in ports {
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound.map(|_| port),
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
 }
 
 /// Asks again and again until the condition holds; whether it did in time.

@@ -84,8 +84,7 @@ mod tests {
     use super::*;
     use crate::subresources::resources;
 
-    #[test]
-    fn authorize_asks_for_the_verb_on_the_subresource() {
+    fn asked(name: &str, parent: &str, path: &str) -> (User, Request) {
         let user = User {
             name: "ada".to_owned(),
             ..User::default()
@@ -93,9 +92,15 @@ mod tests {
         let request = Request {
             version: "v1".to_owned(),
             namespace: "ns".to_owned(),
-            name: "vm".to_owned(),
-            subresource: resources::find(resources::INSTANCES, "portforward/22").unwrap(),
+            name: name.to_owned(),
+            subresource: resources::find(parent, path).unwrap(),
         };
+        (user, request)
+    }
+
+    #[test]
+    fn authorize_asks_for_the_verb_on_the_subresource() {
+        let (user, request) = asked("vm", resources::INSTANCES, "portforward/22");
         let attributes = review(&user, &request).spec.resource_attributes.unwrap();
         assert_eq!(attributes.subresource.as_deref(), Some("portforward"));
         assert_eq!(attributes.verb.as_deref(), Some("get"));
@@ -108,16 +113,7 @@ mod tests {
 
     #[test]
     fn authorize_asks_for_no_name_where_there_is_no_object() {
-        let user = User {
-            name: "ada".to_owned(),
-            ..User::default()
-        };
-        let request = Request {
-            version: "v1".to_owned(),
-            namespace: "ns".to_owned(),
-            name: String::new(),
-            subresource: resources::find(resources::EXPAND_VM_SPEC, "").unwrap(),
-        };
+        let (user, request) = asked("", resources::EXPAND_VM_SPEC, "");
         let attributes = review(&user, &request).spec.resource_attributes.unwrap();
         assert_eq!((attributes.name, attributes.subresource), (None, None));
         assert_eq!(

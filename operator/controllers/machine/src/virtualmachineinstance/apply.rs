@@ -10,7 +10,6 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use kubernest_crds::kubevirt::v1::{
     PRESET_CONFLICTS, VMI_FINALIZER, VirtualMachineInstance, VirtualMachineInstanceStatus, phase, vmi_conditions,
 };
-
 use kubernest_crds::labels;
 use serde_json::json;
 
@@ -222,7 +221,8 @@ async fn tell(before: &VirtualMachineInstance, now: &VirtualMachineInstanceStatu
     }
     if phase != phase_of(before) {
         tracing::info!(phase, reason, message, "phase");
-        for begun in &now.phase_transition_timestamps[past.phase_transition_timestamps.len()..] {
+        let known = past.phase_transition_timestamps.len();
+        for begun in now.phase_transition_timestamps.iter().skip(known) {
             ctx.figures.reached(before, &begun.phase, Timestamp::now());
         }
         match phase {

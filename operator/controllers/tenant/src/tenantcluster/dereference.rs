@@ -101,11 +101,22 @@ where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug,
 {
     let selector = format!("{}={}", labels::CLUSTER, cluster.name_any());
-    let all = api.list(&ListParams::default().labels(&selector)).await;
-    let all = all.map_err(|source| DereferenceError { what, source })?;
+    let all = listed(api, what, &ListParams::default().labels(&selector)).await?;
     let uid = cluster.uid().unwrap_or_default();
     let ours = all.into_iter().filter(|object| is_owned(object, &uid));
     Ok(ours.map(|object| (object.name_any(), object)).collect())
+}
+
+async fn clusters(client: &Client) -> Result<Vec<TenantCluster>, DereferenceError> {
+    listed(Api::all(client.clone()), "TenantClusters", &ListParams::default()).await
+}
+
+async fn listed<K>(api: Api<K>, what: &'static str, which: &ListParams) -> Result<Vec<K>, DereferenceError>
+where
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug,
+{
+    let all = api.list(which).await;
+    Ok(all.map_err(|source| DereferenceError { what, source })?.items)
 }
 
 /// Whether the object's owner is the cluster with this UID.
@@ -131,15 +142,8 @@ pub async fn allocations(client: &Client, cluster: &TenantCluster) -> Result<Vec
 
 /// Every allocation.
 pub async fn all_allocations(client: &Client) -> Result<Vec<NetworkAllocation>, DereferenceError> {
-    let all = Api::<NetworkAllocation>::all(client.clone())
-        .list(&ListParams::default())
-        .await;
-    Ok(all
-        .map_err(|source| DereferenceError {
-            what: "NetworkAllocations",
-            source,
-        })?
-        .items)
+    let all = Api::all(client.clone());
+    listed(all, "NetworkAllocations", &ListParams::default()).await
 }
 
 /// The image that the cluster's machines were made from: theirs are all of one version.
@@ -156,13 +160,7 @@ pub async fn host_is_taken(client: &Client, cluster: &TenantCluster) -> Result<b
     if host.is_empty() {
         return Ok(false);
     }
-    let all = Api::<TenantCluster>::all(client.clone())
-        .list(&ListParams::default())
-        .await
-        .map_err(|source| DereferenceError {
-            what: "TenantClusters",
-            source,
-        })?;
+    let all = clusters(client).await?;
     let mut same = all
         .iter()
         .filter(|other| other.spec.access.hostname.eq_ignore_ascii_case(host));
@@ -171,13 +169,7 @@ pub async fn host_is_taken(client: &Client, cluster: &TenantCluster) -> Result<b
 
 /// Allocations in `all` whose TenantCluster is no more: somebody took its finalizer away.
 pub async fn orphans(client: &Client, all: &[NetworkAllocation]) -> Result<Vec<NetworkAllocation>, DereferenceError> {
-    let clusters = Api::<TenantCluster>::all(client.clone())
-        .list_metadata(&ListParams::default())
-        .await
-        .map_err(|source| DereferenceError {
-            what: "TenantClusters",
-            source,
-        })?;
+    let clusters = clusters(client).await?;
     let uids: std::collections::BTreeSet<_> = clusters.iter().filter_map(ResourceExt::uid).collect();
     let orphans = all
         .iter()
@@ -192,13 +184,8 @@ pub async fn strangers(
     attachment: &str,
 ) -> Result<Vec<String>, DereferenceError> {
     let namespace = cluster.namespace().unwrap_or_default();
-    let all = Api::<VirtualMachineInstance>::namespaced(client.clone(), &namespace)
-        .list(&ListParams::default())
-        .await
-        .map_err(|source| DereferenceError {
-            what: "VirtualMachineInstances",
-            source,
-        })?;
+    let all = Api::<VirtualMachineInstance>::namespaced(client.clone(), &namespace);
+    let all = listed(all, "VirtualMachineInstances", &ListParams::default()).await?;
     let names = [attachment.to_owned(), format!("{namespace}/{attachment}")];
     let joined = all.into_iter().filter(|instance| {
         let networks = instance.spec.networks.iter().flatten();
@@ -215,10 +202,6 @@ pub async fn instances(
 ) -> Result<BTreeMap<String, VirtualMachineInstance>, DereferenceError> {
     let api = Api::<VirtualMachineInstance>::namespaced(client.clone(), &cluster.namespace().unwrap_or_default());
     let selector = format!("{}={}", labels::CLUSTER, cluster.name_any());
-    let all = api.list(&ListParams::default().labels(&selector)).await;
-    let all = all.map_err(|source| DereferenceError {
-        what: "VirtualMachineInstances",
-        source,
-    })?;
+    let all = listed(api, "VirtualMachineInstances", &ListParams::default().labels(&selector)).await?;
     Ok(all.into_iter().map(|object| (object.name_any(), object)).collect())
 }

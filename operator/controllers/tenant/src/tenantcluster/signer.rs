@@ -75,9 +75,11 @@ impl Signer {
                 self.answer(&csr, slots).await?;
             }
             if page.continue_token.is_none() {
-                break;
+                return Ok(());
             }
         }
+        let most = PAGES * PAGE;
+        tracing::warn!(cluster = %self.cluster, most, "the tenant has more certificate requests than are read; the rest wait");
         Ok(())
     }
 
