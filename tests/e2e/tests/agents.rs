@@ -1,7 +1,8 @@
 //! A guest with Debian's guest agent: what is known of it through the API server, and probes that go through it.
 
-use anyhow::{Result, ensure};
-use kube::ResourceExt;
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, ResourceExt};
 use kubernest_crds::kubevirt::v1::VirtualMachineInstance;
 use kubernest_e2e::leftovers::{inventory, nothing_since};
 use kubernest_e2e::machine::{self, Machine, USER, template};
@@ -68,6 +69,15 @@ async fn e2e_a_guest_agent_tells_and_runs_probes() -> Result<()> {
     // A user's pause is no reason to stop a guest that is pinged.
     machine.ask("virtualmachineinstances", "pause").await?;
     wait::until(&instances, "vm", "not Ready while it stands still", unready).await?;
+    // The kubelet too, whose word about the pause would otherwise come when it is over.
+    let pods = Api::<Pod>::namespaced(outer.client.clone(), space);
+    let launchers = outer.launchers(space, "vm").await?;
+    let launcher = launchers.first().context("a launcher")?.name_any();
+    let out_of_services = |pod: Option<&Pod>| {
+        let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_ref());
+        conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "False"))
+    };
+    wait::until(&pods, &launcher, "in no Service", out_of_services).await?;
     machine.ask("virtualmachineinstances", "unpause").await?;
     wait::until(&instances, "vm", "Ready when it goes on", ready).await?;
 
@@ -83,6 +93,8 @@ async fn e2e_a_guest_agent_tells_and_runs_probes() -> Result<()> {
     wait::until(&instances, "vm", "not Ready without its agent", unready).await?;
     console.send(b"agent start\n").await?;
     wait::until(&instances, "vm", "Ready again", ready).await?;
+    // Without it the guest would be asked by its power button.
+    wait::until(&instances, "vm", "AgentConnected again", connected).await?;
 
     machine.ask("virtualmachineinstances", "softreboot").await?;
     machine.says("guest: agent runs shutdown -h -r").await?;
