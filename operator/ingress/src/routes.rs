@@ -2,9 +2,9 @@
 //!
 //! It deliberately knows nothing of HAProxy but the form of a map's value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use kubernest_crds::TenantCluster;
+use kubernest_crds::{SlotRole, TenantCluster, TenantClusterStatus};
 
 /// Host name (lower case) → `address:port`, the value that HAProxy's map holds.
 pub type Routes = BTreeMap<String, String>;
@@ -18,16 +18,16 @@ pub struct Conflict {
     pub loser: String,
 }
 
-/// The routes of all clusters that have one. Of two that ask for one host name the older wins, so that nobody can take
-/// over a name that is served; the name decides between clusters of the same second.
+/// The routes of all clusters that have one and a control plane to lead to. Of two that ask for one host name the older
+/// wins, running or not, so that nobody can take over a name that is served; the name decides between clusters of the same
+/// second.
 pub fn routes<'a>(clusters: impl IntoIterator<Item = &'a TenantCluster>) -> (Routes, Vec<Conflict>) {
     let mut clusters: Vec<_> = clusters.into_iter().collect();
     clusters.sort_by(|a, b| b.is_senior_to(a).cmp(&a.is_senior_to(b)));
-    let (mut routes, mut conflicts) = (Routes::new(), Vec::new());
+    let (mut taken, mut routes, mut conflicts) = (BTreeSet::new(), Routes::new(), Vec::new());
     for cluster in clusters {
-        let Some(route) = cluster.status.as_ref().and_then(|status| status.ingress.as_ref()) else {
-            continue;
-        };
+        let Some(status) = &cluster.status else { continue };
+        let Some(route) = &status.ingress else { continue };
         let host = route.host.to_ascii_lowercase();
         let valid = !host.is_empty()
             && host
@@ -39,7 +39,7 @@ pub fn routes<'a>(clusters: impl IntoIterator<Item = &'a TenantCluster>) -> (Rou
         if !valid {
             continue;
         }
-        if routes.contains_key(&host) {
+        if !taken.insert(host.clone()) {
             let meta = &cluster.metadata;
             let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
             conflicts.push(Conflict {
@@ -48,9 +48,19 @@ pub fn routes<'a>(clusters: impl IntoIterator<Item = &'a TenantCluster>) -> (Rou
             });
             continue;
         }
-        routes.insert(host, format!("{address}:{}", route.port));
+        if runs(status) {
+            routes.insert(host, format!("{address}:{}", route.port));
+        }
     }
     (routes, conflicts)
+}
+
+/// Whether the Service has a machine behind it. Without one kube-proxy answers the connection's first packet with an ICMP
+/// error, on which HAProxy 2.6 spins until the packet is sent again, a second of a whole processor at each attempt: the
+/// socket is polled as failed (its error queue holds the ICMP message since Linux 5.9) while connect(2) says EALREADY.
+fn runs(status: &TenantClusterStatus) -> bool {
+    let mut slots = status.slots.iter();
+    slots.any(|slot| slot.role == SlotRole::ControlPlane && slot.machine_ready)
 }
 
 /// A change of a map.
@@ -82,7 +92,7 @@ pub fn changes(desired: &Routes, actual: &Routes) -> Vec<Change> {
 mod tests {
     use super::*;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-    use kubernest_crds::{IngressRoute, TenantClusterSpec, TenantClusterStatus};
+    use kubernest_crds::{IngressRoute, Slot, TenantClusterSpec};
 
     fn cluster(name: &str, second: i64, host: &str, address: &str) -> TenantCluster {
         let spec: TenantClusterSpec = serde_json_spec();
@@ -95,9 +105,22 @@ mod tests {
                 address: address.into(),
                 port: 6443,
             }),
+            slots: vec![slot(SlotRole::ControlPlane, true), slot(SlotRole::Worker, true)],
             ..TenantClusterStatus::default()
         });
         cluster
+    }
+
+    fn slot(role: SlotRole, machine_ready: bool) -> Slot {
+        Slot {
+            name: "a-0".into(),
+            role,
+            pool: "default".into(),
+            ip: "100.64.0.10".into(),
+            mac: "02:00:00:00:00:01".into(),
+            machine_ready,
+            node_ready: false,
+        }
     }
 
     fn serde_json_spec() -> TenantClusterSpec {
@@ -124,6 +147,19 @@ mod tests {
                 loser: "org/a".into()
             }]
         );
+    }
+
+    #[test]
+    fn ingress_a_cluster_without_a_running_control_plane_has_its_name_and_no_route() {
+        let mut old = cluster("a", 1, "x.example", "10.0.0.1");
+        let control_plane = |ready| vec![slot(SlotRole::ControlPlane, ready), slot(SlotRole::Worker, true)];
+        old.status.as_mut().unwrap().slots = control_plane(false);
+        let young = cluster("b", 2, "x.example", "10.0.0.2");
+        let (none, conflicts) = routes([&old, &young]);
+        assert_eq!((none, conflicts.len()), (Routes::new(), 1));
+        old.status.as_mut().unwrap().slots = control_plane(true);
+        let (some, _) = routes([&old, &young]);
+        assert_eq!(some, Routes::from([("x.example".into(), "10.0.0.1:6443".into())]));
     }
 
     #[test]
