@@ -35,6 +35,9 @@ pub enum AttachError {
     /// The owner of a network is not known now.
     #[error("look up NetworkAllocation {name}", name = .0.allocation())]
     Owner(Vni, #[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The network changed hands while a pod was attached.
+    #[error("NetworkAllocation {name} was given to another TenantCluster meanwhile", name = .0.allocation())]
+    ChangedHands(Vni),
     /// The pod has no pod network.
     #[error("the pod has no {POD_INTERFACE}: the cluster's own network must be attached first")]
     NoPodNetwork,
@@ -194,14 +197,10 @@ impl Attacher {
     }
 
     async fn add_l2(&self, request: &Request, asked: &L2, pod: &Netns) -> Result<String, AttachError> {
-        let owner = self
-            .owners
-            .owner(asked.vni)
-            .await
-            .map_err(|error| AttachError::Owner(asked.vni, error))?;
+        let owner = self.owner(asked.vni).await?;
         let namespace = owner.as_ref().map(|owner| owner.namespace.as_str());
         cni::admit(asked.vni, namespace, &request.pod)?;
-        let joined = owner.map(|owner| Joined {
+        let joined = owner.clone().map(|owner| Joined {
             vni: asked.vni,
             owner: owner.uid,
         });
@@ -211,6 +210,10 @@ impl Attacher {
             .overlay
             .plug(asked.vni, asked.mtu, port, pod, request.tap.cable())
             .await?;
+        // Strangers may have been looked for between the note and the plug, and this one was not one yet, or had no port.
+        if self.owner(asked.vni).await? != owner {
+            return Err(AttachError::ChangedHands(asked.vni));
+        }
         let (tap, mac) = (request.tap.clone(), asked.mac);
         pod.enter(async move |inside: Inside| {
             let links = &inside.links;
@@ -233,6 +236,11 @@ impl Attacher {
             Ok(device.mac.map(|mac| mac.to_string()).unwrap_or_default())
         })
         .await
+    }
+
+    async fn owner(&self, vni: Vni) -> Result<Option<Owner>, AttachError> {
+        let owner = self.owners.owner(vni).await;
+        owner.map_err(|error| AttachError::Owner(vni, error))
     }
 
     fn note(&self, request: &Request, pod: &Netns, joined: Option<Joined>) -> Result<(), AttachError> {
@@ -343,8 +351,7 @@ impl Attacher {
     }
 
     async fn unplug_stranger(&self, record: &Record, joined: &Joined) -> Result<(), AttachError> {
-        let owner = self.owners.owner(joined.vni).await;
-        let owner = owner.map_err(|error| AttachError::Owner(joined.vni, error))?;
+        let owner = self.owner(joined.vni).await?;
         if owner.is_some_and(|owner| owner.uid == joined.owner) {
             return Ok(());
         }

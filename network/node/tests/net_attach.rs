@@ -116,6 +116,17 @@ async fn net_pods_join_only_networks_of_their_namespace() {
 }
 
 #[tokio::test]
+async fn net_a_network_that_changes_hands_while_a_pod_joins_it_is_left_again() {
+    let mut stage = Stage::new("h", 1).await;
+    let pod = stage.pod(0, "a");
+    stage.told.gives_once_asked(4097, "org-acme", "next-uid");
+    let late = stage.add_l2(&pod, "tap1", 4097, MAC_A, "org-acme").await;
+    assert!(matches!(late, Err(AttachError::ChangedHands(_))), "{late:?}");
+    assert_eq!(stage.devices_of(&pod.netns), ["eth0", "lo"]);
+    assert_eq!(stage.devices_of(&stage.nodes[0].netns), ["eth0", "lo"]);
+}
+
+#[tokio::test]
 async fn net_a_machine_that_outlives_its_tenant_never_meets_the_next_one() {
     let mut stage = Stage::new("s", 1).await;
     let (own, stays) = (stage.pod(0, "a"), stage.pod(0, "b"));

@@ -79,26 +79,44 @@ pub struct Running {
 }
 
 /// Who holds which VNI: namespace and UID.
-#[derive(Clone)]
-pub struct Told(Arc<Mutex<BTreeMap<Vni, Owner>>>);
+#[derive(Clone, Default)]
+pub struct Told(Arc<Mutex<Holders>>);
+
+#[derive(Default)]
+struct Holders {
+    now: BTreeMap<Vni, Owner>,
+    /// True from the next question's answer on.
+    soon: BTreeMap<Vni, Owner>,
+}
 
 impl Told {
     pub fn gives(&self, vni: u32, namespace: &str, uid: &str) {
-        let owner = Owner {
-            namespace: namespace.into(),
-            uid: uid.into(),
-        };
-        self.0.lock().unwrap().insert(vni.try_into().unwrap(), owner);
+        let (vni, owner) = holder(vni, namespace, uid);
+        self.0.lock().unwrap().now.insert(vni, owner);
+    }
+
+    /// Gives it away right after somebody has asked whose it is.
+    pub fn gives_once_asked(&self, vni: u32, namespace: &str, uid: &str) {
+        let (vni, owner) = holder(vni, namespace, uid);
+        self.0.lock().unwrap().soon.insert(vni, owner);
     }
 
     pub fn all(&self) -> BTreeMap<Vni, Owner> {
-        self.0.lock().unwrap().clone()
+        self.0.lock().unwrap().now.clone()
     }
+}
+
+fn holder(vni: u32, namespace: &str, uid: &str) -> (Vni, Owner) {
+    let (namespace, uid) = (namespace.into(), uid.into());
+    (vni.try_into().unwrap(), Owner { namespace, uid })
 }
 
 impl Owners for Told {
     fn owner(&self, vni: Vni) -> BoxFuture<'_, Result<Option<Owner>, Box<dyn std::error::Error + Send + Sync>>> {
-        let owner = self.all().remove(&vni);
+        let mut holders = self.0.lock().unwrap();
+        let owner = holders.now.get(&vni).cloned();
+        let soon = std::mem::take(&mut holders.soon);
+        holders.now.extend(soon);
         async move { Ok(owner) }.boxed()
     }
 }
@@ -140,7 +158,7 @@ impl Stage {
             namespaces: Vec::new(),
             api,
             folder,
-            told: Told(Arc::default()),
+            told: Told::default(),
         };
         stage.told.gives(4097, "org-acme", "acme-uid");
         stage.told.gives(4098, "org-bmce", "bmce-uid");
