@@ -1,9 +1,12 @@
 //! What users must not change of an object's metadata, even of one that is on its way out: labels that controllers trust,
-//! and the finalizer by which an object stays until its process is surely gone.
+//! and the finalizer by which an object stays until its process, or a cluster until all that it had, is surely gone.
 
 use std::collections::BTreeMap;
 
-use kubernest_crds::kubevirt::v1::{VM_FINALIZER, VMI_FINALIZER};
+use kubernest_crds::{
+    TENANT_FINALIZER,
+    kubevirt::v1::{VM_FINALIZER, VMI_FINALIZER},
+};
 use serde_json::Value;
 
 use crate::{
@@ -26,13 +29,11 @@ const RESERVED: [&str; 7] = [
 pub fn guard(kind: &str, review: Review<'_>) -> Option<Decision> {
     let old = review.old.filter(|_| !review.own_request)?;
     let mut report = Report::default();
-    if let Some(finalizer) = finalizer_of(kind)
+    if let Some((finalizer, until)) = finalizer_of(kind)
         && has_finalizer(old, finalizer)
         && !has_finalizer(review.object, finalizer)
     {
-        let message = format!(
-            "metadata.finalizers: {finalizer} is taken off by kubernest-operator once the machine's process is surely gone"
-        );
+        let message = format!("metadata.finalizers: {finalizer} is taken off by kubernest-operator once {until}");
         report.add(reasons::FORBIDDEN, "metadata.finalizers", message);
     }
     if kind == "VirtualMachineInstance" && reserved(old) != reserved(review.object) {
@@ -65,10 +66,14 @@ pub fn template_brings_none(report: &mut Report, review: Review<'_>) {
     }
 }
 
-fn finalizer_of(kind: &str) -> Option<&'static str> {
+/// The finalizer of a kind, and when it is taken off.
+fn finalizer_of(kind: &str) -> Option<(&'static str, &'static str)> {
+    const PROCESS: &str = "the machine's process is surely gone";
+    const CLUSTER: &str = "its machines are surely gone and nobody is on its network";
     match kind {
-        "VirtualMachine" => Some(VM_FINALIZER),
-        "VirtualMachineInstance" => Some(VMI_FINALIZER),
+        "TenantCluster" => Some((TENANT_FINALIZER, CLUSTER)),
+        "VirtualMachine" => Some((VM_FINALIZER, PROCESS)),
+        "VirtualMachineInstance" => Some((VMI_FINALIZER, PROCESS)),
         _ => None,
     }
 }
@@ -106,6 +111,7 @@ mod tests {
     fn guard_keeps_the_finalizer_of_an_object_that_goes() {
         let object = |finalizers: Value| json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": finalizers}});
         for (kind, finalizer) in [
+            ("TenantCluster", TENANT_FINALIZER),
             ("VirtualMachine", VM_FINALIZER),
             ("VirtualMachineInstance", VMI_FINALIZER),
         ] {
