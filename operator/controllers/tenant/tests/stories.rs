@@ -16,7 +16,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Config, ResourceExt,
-    api::{ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     runtime::reflector::ObjectRef,
 };
 use kubernest_crds::{NetworkAllocation, Phase, TenantCluster, conditions, kubevirt::v1::VirtualMachine, labels};
@@ -399,6 +399,71 @@ async fn reconcile_says_what_is_wrong_and_recovers_when_it_is_mended() {
         .await
         .unwrap();
     wait_for_condition(&admin, NS, NAME, conditions::PKI_READY).await;
+}
+
+/// Takes the finalizer off and deletes, before anybody can put it back.
+async fn vanish(client: &Client, name: &str) {
+    let none = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    clusters(client, NS)
+        .patch(name, &PatchParams::default(), &none)
+        .await
+        .unwrap();
+    clusters(client, NS)
+        .delete(name, &DeleteParams::default())
+        .await
+        .unwrap();
+    assert!(clusters(client, NS).get_opt(name).await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reconcile_a_full_pool_has_room_where_a_cluster_vanished() {
+    let (_plane, admin) = outer().await;
+    namespace(&admin, NS).await;
+    let mut small = options();
+    small.node_cidr_pool = "127.64.0.0/24".parse().unwrap();
+    let operator = Operator::start_with(&admin, "https://127.0.0.1:1", small.clone());
+    create(&admin, NS, "vanishes", json!({"version": "v1.35.4"})).await;
+    wait_for_condition(&admin, NS, "vanishes", conditions::NETWORK_READY).await;
+    drop(operator);
+    vanish(&admin, "vanishes").await;
+    let _operator = Operator::start_with(&admin, "https://127.0.0.1:1", small);
+    create(&admin, NS, NAME, json!({"version": "v1.35.4"})).await;
+    wait_for_condition(&admin, NS, NAME, conditions::NETWORK_READY).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reconcile_looks_for_a_host_name_among_all_clusters_until_it_has_a_route() {
+    let (_plane, admin) = outer().await;
+    let (far, spec) = (
+        "z-far",
+        json!({"version": "v1.35.4", "access": {"hostname": "api.example.com"}}),
+    );
+    for ns in [NS, far] {
+        namespace(&admin, ns).await;
+    }
+    create(&admin, far, "old", spec.clone()).await;
+    // More than are read at a time lie before it.
+    for n in 0..120 {
+        create(&admin, NS, &format!("other-{n}"), json!({"version": "v1.35.4"})).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    create(&admin, NS, NAME, spec).await;
+    let (context, _woken) = support::context(&admin, "https://127.0.0.1:1");
+    let ready = || async {
+        let cluster = cluster(&admin, NS, NAME).await;
+        reconcile(Arc::new(cluster), context.clone()).await.unwrap();
+        condition(&support::cluster(&admin, NS, NAME).await, conditions::READY).1
+    };
+    let refused = ready().await;
+    assert!(refused.contains("belongs to another TenantCluster"), "{refused}");
+    // One that got its route when nobody looked keeps its machines and certificates.
+    let route = json!({"status": {"ingress": {"host": "api.example.com", "address": "10.0.0.1", "port": 6443}}});
+    clusters(&admin, NS)
+        .patch_status(NAME, &PatchParams::default(), &Patch::Merge(route))
+        .await
+        .unwrap();
+    let goes_on = ready().await;
+    assert!(goes_on.contains("customera-cp-0"), "{goes_on}");
 }
 
 /// Reconciles as a fresh process would, a few times; whether none failed.

@@ -89,8 +89,10 @@ pub async fn network(
             return Network::of(&own).map_err(WriteError::Network);
         }
         // Listed before their clusters are, so that no cluster's is taken for an orphan while both are being made.
-        let orphans = dereference::orphans(applier.client(), &all).await;
-        for orphan in orphans.map_err(WriteError::Allocations)? {
+        let (held, orphans) = dereference::held_and_orphaned(applier.client(), all)
+            .await
+            .map_err(WriteError::Allocations)?;
+        for orphan in orphans {
             tracing::warn!(
                 allocation = orphan.name_any(),
                 cluster = orphan.spec.owner.name,
@@ -99,7 +101,7 @@ pub async fn network(
             );
             applier.delete(&orphan).await.map_err(WriteError::Apply)?;
         }
-        let desired = network::candidate(valid, pool, &all, &refused).map_err(WriteError::Network)?;
+        let desired = network::candidate(valid, pool, &held, &refused).map_err(WriteError::Network)?;
         let got = applier.create_if_absent(&desired).await.map_err(WriteError::Apply)?;
         if got.spec.owner.uid == valid.uid {
             return Network::of(&got).map_err(WriteError::Network);

@@ -3,7 +3,7 @@
 //! Always read from the API server, not from a cache: a reconcile runs only when something changed, and what it reads
 //! is never older than its own last write. Objects that carry our label but belong to someone else are left out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret, Service};
 use kube::{Api, Client, Resource, ResourceExt, api::ListParams, core::DynamicObject};
@@ -15,7 +15,10 @@ use kubernest_crds::{
 use serde::de::DeserializeOwned;
 
 use super::build::{network::nad_kind, slots::image_of};
-use crate::options::NodeImage;
+use crate::options::{NodeImage, NodeImages};
+
+/// Objects of the whole installation in one answer.
+const PAGE: u32 = 100;
 
 /// Something can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -107,10 +110,6 @@ where
     Ok(ours.map(|object| (object.name_any(), object)).collect())
 }
 
-async fn clusters(client: &Client) -> Result<Vec<TenantCluster>, DereferenceError> {
-    listed(Api::all(client.clone()), "TenantClusters", &ListParams::default()).await
-}
-
 async fn listed<K>(api: Api<K>, what: &'static str, which: &ListParams) -> Result<Vec<K>, DereferenceError>
 where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug,
@@ -146,35 +145,79 @@ pub async fn all_allocations(client: &Client) -> Result<Vec<NetworkAllocation>, 
     listed(all, "NetworkAllocations", &ListParams::default()).await
 }
 
+/// What decides upon a cluster besides its own spec and the flags.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// The image that its machines have, where its version is offered no more.
+    pub image: Option<NodeImage>,
+    /// The oldest cluster that asks for the same host name by its spec, maybe itself. Not looked for where it has a route:
+    /// from then on the ingress decides who keeps the name.
+    pub first_of_host: Option<TenantCluster>,
+}
+
+/// Reads what decides upon the cluster besides itself.
+pub async fn surroundings(
+    client: &Client,
+    cluster: &TenantCluster,
+    offered: &NodeImages,
+) -> Result<Surroundings, DereferenceError> {
+    let mut found = Surroundings::default();
+    if !offered.0.contains_key(&cluster.spec.version) {
+        found.image = image_in_use(client, cluster).await?;
+    }
+    let host = &cluster.spec.access.hostname;
+    let routed = cluster.status.as_ref().is_some_and(|status| status.ingress.is_some());
+    // Names of the installation's own domain need no look: admission leaves each to its cluster.
+    if !host.is_empty() && !routed {
+        found.first_of_host = first_of_host(client, host).await?;
+    }
+    Ok(found)
+}
+
 /// The image that the cluster's machines were made from: theirs are all of one version.
-pub async fn image_in_use(client: &Client, cluster: &TenantCluster) -> Result<Option<NodeImage>, DereferenceError> {
+async fn image_in_use(client: &Client, cluster: &TenantCluster) -> Result<Option<NodeImage>, DereferenceError> {
     let machines = Api::namespaced(client.clone(), &cluster.namespace().unwrap_or_default());
     let machines = owned(machines, "VirtualMachines", cluster).await?;
     Ok(machines.values().find_map(image_of))
 }
 
-/// Whether a cluster that is older has the host name that this one asks for by its spec. Names of the installation's own
-/// domain need no look: admission leaves each to its cluster.
-pub async fn host_is_taken(client: &Client, cluster: &TenantCluster) -> Result<bool, DereferenceError> {
-    let host = &cluster.spec.access.hostname;
-    if host.is_empty() {
-        return Ok(false);
+/// The oldest cluster whose spec asks for `host`. Of all clusters of the installation only a page is held at a time.
+async fn first_of_host(client: &Client, host: &str) -> Result<Option<TenantCluster>, DereferenceError> {
+    let api = Api::<TenantCluster>::all(client.clone());
+    let mut which = ListParams::default().limit(PAGE);
+    let mut first: Option<TenantCluster> = None;
+    loop {
+        let page = api.list(&which).await.map_err(|source| DereferenceError {
+            what: "TenantClusters",
+            source,
+        })?;
+        let same = |one: &TenantCluster| one.spec.access.hostname.eq_ignore_ascii_case(host);
+        for one in page.items.into_iter().filter(same) {
+            if first.as_ref().is_none_or(|first| one.is_senior_to(first)) {
+                first = Some(one);
+            }
+        }
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => which = which.continue_token(&token),
+            None => return Ok(first),
+        }
     }
-    let all = clusters(client).await?;
-    let mut same = all
-        .iter()
-        .filter(|other| other.spec.access.hostname.eq_ignore_ascii_case(host));
-    Ok(same.any(|other| other.is_senior_to(cluster)))
 }
 
-/// Allocations in `all` whose TenantCluster is no more: somebody took its finalizer away.
-pub async fn orphans(client: &Client, all: &[NetworkAllocation]) -> Result<Vec<NetworkAllocation>, DereferenceError> {
-    let clusters = clusters(client).await?;
-    let uids: std::collections::BTreeSet<_> = clusters.iter().filter_map(ResourceExt::uid).collect();
-    let orphans = all
-        .iter()
-        .filter(|allocation| !uids.contains(&allocation.spec.owner.uid));
-    Ok(orphans.cloned().collect())
+/// `all` as those of TenantClusters that exist and those of ones that are no more: somebody took their finalizer away.
+pub async fn held_and_orphaned(
+    client: &Client,
+    all: Vec<NetworkAllocation>,
+) -> Result<(Vec<NetworkAllocation>, Vec<NetworkAllocation>), DereferenceError> {
+    let clusters = Api::<TenantCluster>::all(client.clone());
+    let clusters = clusters.list_metadata(&ListParams::default()).await;
+    let clusters = clusters.map_err(|source| DereferenceError {
+        what: "TenantClusters",
+        source,
+    })?;
+    let uids: BTreeSet<_> = clusters.iter().filter_map(ResourceExt::uid).collect();
+    let is_held = |allocation: &NetworkAllocation| uids.contains(&allocation.spec.owner.uid);
+    Ok(all.into_iter().partition(is_held))
 }
 
 /// Instances in the cluster's namespace that are on the network `attachment` and not the cluster's, by name.

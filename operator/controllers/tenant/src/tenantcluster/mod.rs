@@ -18,7 +18,6 @@ pub mod teardown;
 pub mod validate;
 
 use std::{
-    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
@@ -30,7 +29,7 @@ use kube::{
     ResourceExt,
     runtime::{controller::Action, reflector::ObjectRef},
 };
-use kubernest_crds::{TENANT_FINALIZER, TenantCluster, kubevirt::v1::VirtualMachine, reasons};
+use kubernest_crds::{NetworkAllocation, TENANT_FINALIZER, TenantCluster, kubevirt::v1::VirtualMachine, reasons};
 use kubernest_runtime::{
     Applier, ApplyError, StepError,
     telemetry::{chain, truncate},
@@ -60,6 +59,8 @@ const INSIDE: Duration = Duration::from_secs(3);
 const INSIDE_LIMIT: Duration = Duration::from_secs(60);
 /// Time between looks at a cluster at rest, for certificates that come of age.
 const AT_REST: Duration = Duration::from_secs(3600);
+/// Time between looks for room where all was taken: others give theirs back, which is no event of this cluster.
+const FULL: Duration = Duration::from_secs(300);
 
 /// Longest message of a failure in status, in bytes.
 const MESSAGE_BYTES: usize = 1024;
@@ -169,8 +170,11 @@ pub async fn reconcile(cluster: Arc<TenantCluster>, context: Arc<Context>) -> Re
         .map_err(Error::Status)?;
     announce(&cluster, &context, &status, failure.as_ref()).await;
     match result {
-        Err(error) if error.terminal().is_none() => Err(error),
-        Err(_) => Ok(Action::requeue(AT_REST)),
+        Err(error) => match error.terminal() {
+            None => Err(error),
+            Some(reasons::EXHAUSTED) => Ok(Action::requeue(FULL)),
+            Some(_) => Ok(Action::requeue(AT_REST)),
+        },
         Ok(()) if status.phase == kubernest_crds::Phase::Ready && progress.leaving.is_empty() => {
             Ok(Action::requeue(AT_REST))
         }
@@ -212,61 +216,17 @@ async fn bounded<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, E
 /// Everything in the outer cluster.
 async fn outside(cluster: &TenantCluster, context: &Context, progress: &mut Progress) -> Result<Arc<Link>, Error> {
     let applier = &context.applier;
-    let mut options = Cow::Borrowed(&context.options);
-    let version = &cluster.spec.version;
-    if !options.node_images.0.contains_key(version) {
-        // No new cluster can have it any more; one that has it goes on with its own.
-        let image = dereference::image_in_use(applier.client(), cluster).await;
-        let image = image.map_err(Error::Dereference)?.map(|image| (version.clone(), image));
-        options.to_mut().node_images.0.extend(image);
-    }
-    let valid = validate::validate(cluster, &options).map_err(Error::Validate)?;
+    let valid = validated(cluster, context).await?;
     progress.valid = Some(valid.clone());
-    let another_has_it = dereference::host_is_taken(applier.client(), cluster).await;
-    if another_has_it.map_err(Error::Dereference)? {
-        return Err(Error::Validate(Invalid::new(
-            "spec.access.hostname",
-            format!(
-                "{} belongs to another TenantCluster: make this one anew with a name of its own",
-                valid.host
-            ),
-        )));
-    }
-    let (_, observed, allocations) = futures::try_join!(
-        async {
-            applier
-                .add_finalizer(cluster, TENANT_FINALIZER)
-                .await
-                .map_err(Error::Finalizer)
-        },
-        async {
-            dereference::dereference(applier.client(), cluster)
-                .await
-                .map_err(Error::Dereference)
-        },
-        async {
-            dereference::allocations(applier.client(), cluster)
-                .await
-                .map_err(Error::Dereference)
-        },
-    )?;
+    let (observed, allocations) = claimed(cluster, applier).await?;
     let pool = context.options.node_cidr_pool;
     let network = apply::network(applier, cluster, &valid, pool, allocations)
         .await
         .map_err(Error::Network)?;
     progress.network = Some(network);
-    let (cluster_ip, (), authorities) = futures::try_join!(
-        async { apply::service(applier, &valid, &observed).await.map_err(Error::Network) },
-        async {
-            apply::attachment(applier, &valid, &network, &observed)
-                .await
-                .map_err(Error::Network)
-        },
-        async { apply::authorities(applier, &valid, &observed).await.map_err(Error::Pki) },
-    )?;
+    let (cluster_ip, authorities) = foundation(applier, &valid, &network, &observed).await?;
     progress.cluster_ip = Some(cluster_ip);
     let slots = slots::plan(&valid, &network, &taken(&observed, &network)).map_err(Error::Plan)?;
-
     let link = connect(cluster, context, &authorities, cluster_ip, &slots, &observed).await?;
     progress.view = link.view();
     write_slots(
@@ -284,6 +244,58 @@ async fn outside(cluster: &TenantCluster, context: &Context, progress: &mut Prog
         .await
         .map_err(Error::Teardown)?;
     Ok(link)
+}
+
+/// The cluster as it can be built among the others.
+async fn validated(cluster: &TenantCluster, context: &Context) -> Result<Validated, Error> {
+    let options = &context.options;
+    let found = dereference::surroundings(context.applier.client(), cluster, &options.node_images)
+        .await
+        .map_err(Error::Dereference)?;
+    validate::among(cluster, options, &found).map_err(Error::Validate)
+}
+
+/// Takes the cluster in hand; what exists of it, and allocations among which its own is, if it has one.
+async fn claimed(cluster: &TenantCluster, applier: &Applier) -> Result<(Observed, Vec<NetworkAllocation>), Error> {
+    let client = applier.client();
+    let (_, observed, allocations) = futures::try_join!(
+        async {
+            applier
+                .add_finalizer(cluster, TENANT_FINALIZER)
+                .await
+                .map_err(Error::Finalizer)
+        },
+        async {
+            dereference::dereference(client, cluster)
+                .await
+                .map_err(Error::Dereference)
+        },
+        async {
+            dereference::allocations(client, cluster)
+                .await
+                .map_err(Error::Dereference)
+        },
+    )?;
+    Ok((observed, allocations))
+}
+
+/// What all slots stand on: the API Service, whose address this gives, the tenant network, and the CAs.
+async fn foundation(
+    applier: &Applier,
+    valid: &Validated,
+    network: &Network,
+    observed: &Observed,
+) -> Result<(IpAddr, Arc<Authorities>), Error> {
+    let (cluster_ip, (), authorities) = futures::try_join!(
+        async { apply::service(applier, valid, observed).await.map_err(Error::Network) },
+        async {
+            apply::attachment(applier, valid, network, observed)
+                .await
+                .map_err(Error::Network)
+        },
+        async { apply::authorities(applier, valid, observed).await.map_err(Error::Pki) },
+    )?;
+    Ok((cluster_ip, authorities))
 }
 
 /// Host indices of all slots of which anything exists.

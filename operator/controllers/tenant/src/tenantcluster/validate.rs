@@ -1,12 +1,16 @@
 //! Parses a TenantCluster into what can be built. Without a client; what admission refuses is refused here again,
 //! because objects may have been stored before a rule existed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use ipnet::Ipv4Net;
 use kube::ResourceExt;
 use kubernest_crds::{CONTROL_PLANE_POOL, Cni, Issuer, NodePool, Storage, Taint, TenantCluster, quantity::Quantity};
 
+use super::dereference::Surroundings;
 use crate::options::{NodeImage, Options};
 
 /// Prefix length of a node's share of the pod CIDR.
@@ -31,7 +35,7 @@ pub struct Invalid {
 }
 
 impl Invalid {
-    pub(super) fn new(field: &str, message: impl Into<String>) -> Self {
+    fn new(field: &str, message: impl Into<String>) -> Self {
         Invalid {
             field: field.to_owned(),
             message: message.into(),
@@ -115,7 +119,28 @@ impl Validated {
     }
 }
 
-/// Parses `cluster`.
+/// Parses `cluster`, which may have its version for longer than that is offered, and whose host name may be another's.
+pub fn among(cluster: &TenantCluster, options: &Options, found: &Surroundings) -> Result<Validated, Invalid> {
+    let mut options = Cow::Borrowed(options);
+    if let Some(image) = &found.image {
+        // No new cluster can have it any more; one that has it goes on with its own.
+        let images = &mut options.to_mut().node_images.0;
+        images.entry(cluster.spec.version.clone()).or_insert(image.clone());
+    }
+    let valid = validate(cluster, &options)?;
+    match &found.first_of_host {
+        Some(first) if first.is_senior_to(cluster) => Err(Invalid::new(
+            "spec.access.hostname",
+            format!(
+                "{} belongs to another TenantCluster: make this one anew with a name of its own",
+                valid.host
+            ),
+        )),
+        _ => Ok(valid),
+    }
+}
+
+/// Parses `cluster` by itself.
 pub fn validate(cluster: &TenantCluster, options: &Options) -> Result<Validated, Invalid> {
     let spec = &cluster.spec;
     let (version, image) = version(&spec.version, options)?;
@@ -315,6 +340,39 @@ pub(crate) mod tests {
         assert_eq!(valid.version.minor, 35);
         assert_eq!(valid.endpoint(), "https://customera.org-acme.kubernest.local:6443");
         assert_eq!(valid.service_ip(10).to_string(), "10.11.0.10");
+    }
+
+    #[test]
+    fn validate_among_leaves_a_host_name_with_the_older_cluster() {
+        let asks = |name: &str, created: &str| {
+            let mut cluster = cluster(json!({"version": "v1.35.4", "access": {"hostname": "api.example.com"}}));
+            cluster.metadata.name = Some(name.into());
+            cluster.metadata.creation_timestamp = serde_json::from_value(json!(created)).unwrap();
+            cluster
+        };
+        let (old, young) = (asks("b", "2026-01-01T00:00:00Z"), asks("a", "2026-01-02T00:00:00Z"));
+        let found = Surroundings {
+            first_of_host: Some(old.clone()),
+            ..Surroundings::default()
+        };
+        let refused = among(&young, &options(), &found).unwrap_err();
+        assert_eq!(refused.field, "spec.access.hostname");
+        assert!(refused.message.contains("belongs to another"), "{}", refused.message);
+        assert_eq!(among(&old, &options(), &found).unwrap().host, "api.example.com");
+        assert!(among(&young, &options(), &Surroundings::default()).is_ok());
+    }
+
+    #[test]
+    fn validate_among_keeps_a_version_that_is_offered_no_more() {
+        let cluster = cluster(json!({"version": "v1.33.9"}));
+        let image = options().node_images.0["v1.34.4"].clone();
+        let found = Surroundings {
+            image: Some(image.clone()),
+            ..Surroundings::default()
+        };
+        assert_eq!(among(&cluster, &options(), &found).unwrap().image, image);
+        let refused = among(&cluster, &options(), &Surroundings::default()).unwrap_err();
+        assert_eq!(refused.field, "spec.version");
     }
 
     #[test]
