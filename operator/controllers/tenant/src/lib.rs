@@ -5,14 +5,14 @@
 mod options;
 pub mod tenantcluster;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::channel::mpsc;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret, Service};
 use kube::{
     Api, Client,
     core::DynamicObject,
-    runtime::{Controller, watcher},
+    runtime::{Controller, reflector::Store, watcher},
 };
 use kubernest_crds::{TenantCluster, kubevirt::v1::VirtualMachine, labels};
 use kubernest_runtime::{Applier, CancellationToken, Metrics, Settings, controller, events::Recorder};
@@ -27,6 +27,8 @@ const CONTROLLER: &str = "tenantcluster";
 /// Reconciles at the same time. One whose tenant is paused, starved or hostile waits for up to a minute and does nothing
 /// meanwhile; so many of them must not hold up the others.
 const CONCURRENCY: u16 = 128;
+/// Time between looks for connections whose TenantCluster is gone.
+const FORGET: Duration = Duration::from_secs(10);
 
 /// Runs the controller until shutdown.
 pub async fn run(client: Client, options: Options, metrics: Metrics, shutdown: CancellationToken) {
@@ -58,5 +60,20 @@ pub async fn run_with(
         concurrency: CONCURRENCY,
         ..Settings::new(metrics.controller(CONTROLLER), shutdown)
     };
-    controller::run(tenants, settings, reconcile, context).await;
+    let clusters = tenants.store();
+    tokio::select! {
+        () = controller::run(tenants, settings, reconcile, context.clone()) => {}
+        () = forget(&context, clusters) => {}
+    }
+}
+
+async fn forget(context: &Context, clusters: Store<TenantCluster>) {
+    if clusters.wait_until_ready().await.is_err() {
+        return std::future::pending().await;
+    }
+    let mut times = tokio::time::interval(FORGET);
+    loop {
+        times.tick().await;
+        context.forget_gone(&clusters);
+    }
 }

@@ -416,6 +416,26 @@ async fn vanish(client: &Client, name: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reconcile_a_cluster_that_vanishes_leaves_no_connection() {
+    let (_plane, admin) = outer().await;
+    namespace(&admin, NS).await;
+    let (context, woken) = support::context(&admin, "https://127.0.0.1:1");
+    let mut uids = Vec::new();
+    for name in ["stays", "vanishes"] {
+        create(&admin, NS, name, json!({"version": "v1.35.4"})).await;
+        let cluster = cluster(&admin, NS, name).await;
+        uids.push(cluster.uid().unwrap());
+        reconcile(Arc::new(cluster), context.clone()).await.unwrap();
+    }
+    let connected = || uids.iter().map(|uid| context.view(uid).is_some()).collect::<Vec<_>>();
+    assert_eq!(connected(), [true, true]);
+    vanish(&admin, "vanishes").await;
+    let _operator = Operator::run(&admin, context.clone(), woken);
+    let ended = wait_until(PATIENCE, || async { connected() == [true, false] });
+    assert!(ended.await, "{:?}", connected());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reconcile_a_full_pool_has_room_where_a_cluster_vanished() {
     let (_plane, admin) = outer().await;
     namespace(&admin, NS).await;

@@ -1,13 +1,16 @@
 //! What reconciles share: clients, flags, and one connection a tenant. Decides nothing.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use futures::channel::mpsc;
-use kube::runtime::reflector::ObjectRef;
+use kube::{
+    ResourceExt,
+    runtime::reflector::{ObjectRef, Store},
+};
 use kubernest_crds::TenantCluster;
 use kubernest_runtime::{Applier, events::Recorder};
 
@@ -59,19 +62,26 @@ impl Context {
         Some(self.link(uid)?.view())
     }
 
+    /// Ends the connections to tenants whose cluster is gone: one that lost its finalizer to somebody is never deleted by us.
+    pub fn forget_gone(&self, clusters: &Store<TenantCluster>) {
+        // Locked first: whoever has a connection now was in the store before.
+        let mut links = self.links();
+        let uids: HashSet<String> = clusters.state().iter().filter_map(|cluster| cluster.uid()).collect();
+        links.retain(|uid, _| uids.contains(uid));
+    }
+
     pub(super) fn link(&self, uid: &str) -> Option<Arc<Link>> {
-        self.links
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(uid)
-            .cloned()
+        self.links().get(uid).cloned()
     }
 
     pub(super) fn set_link(&self, uid: &str, link: Option<Arc<Link>>) {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         match link {
-            Some(link) => links.insert(uid.to_owned(), link),
-            None => links.remove(uid),
+            Some(link) => self.links().insert(uid.to_owned(), link),
+            None => self.links().remove(uid),
         };
+    }
+
+    fn links(&self) -> MutexGuard<'_, HashMap<String, Arc<Link>>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

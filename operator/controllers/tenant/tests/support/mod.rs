@@ -122,6 +122,10 @@ impl Operator {
 
     pub fn start_with(client: &Client, endpoint: &str, options: Options) -> Self {
         let (context, woken) = context_with(client, endpoint, options);
+        Self::run(client, context, woken)
+    }
+
+    pub fn run(client: &Client, context: Arc<Context>, woken: Woken) -> Self {
         let stop = CancellationToken::new();
         let run = run_with(client.clone(), context.clone(), woken, Metrics::new(), stop.clone());
         tokio::spawn(run);
