@@ -86,6 +86,8 @@ impl<K: Resource + Clone + Debug + Serialize + DeserializeOwned> Object for K {}
 
 /// How many applied objects are remembered at most.
 const REMEMBERED: usize = 65_536;
+/// Longest resourceVersion that is remembered, in bytes: they have 20 digits at most, but a tenant's API server may say anything.
+const VERSION_BYTES: usize = 64;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Target {
@@ -223,7 +225,8 @@ impl Applier {
             part => request.patch_subresource(part, &target.name, &params, &Patch::Apply(&body)),
         };
         let applied: K = self.send(kind, object, "apply", request).await?;
-        if let Some(resource_version) = applied.resource_version() {
+        let version = applied.resource_version();
+        if let Some(resource_version) = version.filter(|version| version.len() <= VERSION_BYTES) {
             let mut remembered = self.remembered();
             // Objects that others deleted leave their entries behind; forgetting all costs one idle request an object.
             if remembered.len() >= REMEMBERED {

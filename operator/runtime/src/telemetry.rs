@@ -16,9 +16,12 @@ pub enum Format {
 }
 
 /// What is logged when RUST_LOG says nothing else. kube's client logs every failed request as an error before its caller
-/// has judged it; a tenant's API server that does not answer yet is no error.
-const DEFAULT_FILTER: &str =
-    "info,kube_client=warn,kube_client::client::builder=off,kube_runtime=warn,tower=warn,hyper=warn";
+/// has judged it; a tenant's API server that does not answer yet is no error. It warns with the whole of an answer that it
+/// can't read, and its watcher with that of a refusal, however long: callers log both.
+const DEFAULT_FILTER: &str = "info,kube_client=warn,kube_client::client=error,kube_client::client::tls=warn,\
+    kube_client::client::builder=off,kube_runtime=warn,kube_runtime::watcher=error,tower=warn,hyper=warn";
+/// Longest text of an error, in bytes: some sources repeat what others said.
+const CHAIN_BYTES: usize = 4096;
 
 /// Installs the process-wide subscriber. A second call is harmless and changes nothing.
 pub fn init(format: Format) {
@@ -40,7 +43,7 @@ pub fn init(format: Format) {
     }
 }
 
-/// An error and all its sources, joined by `: `, for a log line or a condition's message.
+/// An error and all its sources, joined by `: `, for a log line or a condition's message; the first 4 KiB.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -53,7 +56,7 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
         }
         next = source.source();
     }
-    text
+    truncate(&text, CHAIN_BYTES).to_owned()
 }
 
 /// The longest prefix of at most `bytes` bytes that ends between characters.
@@ -67,6 +70,11 @@ pub fn truncate(text: &str, bytes: usize) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
     use super::*;
 
     #[test]
@@ -83,5 +91,51 @@ mod tests {
     fn chain_joins_sources_once() {
         let error = Outer(std::io::Error::other("disk full"));
         assert_eq!(chain(&error), "cannot apply: disk full");
+    }
+
+    #[test]
+    fn chain_is_not_as_long_as_what_others_say() {
+        let error = Outer(std::io::Error::other("ä".repeat(1_000_000)));
+        let text = chain(&error);
+        assert!(
+            text.starts_with("cannot apply: ä") && text.len() <= CHAIN_BYTES,
+            "{}",
+            text.len()
+        );
+    }
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(text)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn log_has_no_answer_as_a_whole() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_env_filter(EnvFilter::new(DEFAULT_FILTER))
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(target: "kube_client::client", "the whole answer");
+            tracing::warn!(target: "kube_runtime::watcher", "the whole refusal");
+            tracing::warn!(target: "kube_client::client::tls", "the CA bundle");
+            tracing::warn!(target: "kube_runtime::controller", "a controller");
+        });
+        let said = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert!(!said.contains("whole"), "{said}");
+        assert!(
+            said.contains("the CA bundle") && said.contains("a controller"),
+            "{said}"
+        );
     }
 }

@@ -61,6 +61,17 @@ async fn apply_sends_nothing_when_nothing_changed() {
 }
 
 #[tokio::test]
+async fn apply_keeps_no_long_resource_version() {
+    let (client, _) = client(|_, _| {
+        let said = config_map("1", Some(&"7".repeat(VERSION_BYTES + 1)));
+        (200, serde_json::to_value(said).unwrap())
+    });
+    let applier = Applier::new(client, "kubernest-test");
+    applier.apply(&config_map("1", None), None).await.unwrap();
+    assert!(applier.remembered().is_empty());
+}
+
+#[tokio::test]
 async fn create_if_absent_returns_the_object_that_was_there() {
     let (client, count) = client(|method, path| match method {
         "POST" => status(409, "AlreadyExists"),
