@@ -1,4 +1,4 @@
-//! Which certificate requests of a tenant's kubelets are signed. Pure: `link.rs` reads and writes them.
+//! Which certificate requests of a tenant's kubelets are signed. Pure: `signer.rs` carries it out.
 //!
 //! Requests for other signers, and of machines that are no slot (yet), are left alone.
 

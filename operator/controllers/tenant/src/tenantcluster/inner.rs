@@ -10,10 +10,11 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api,
-    api::{DeleteParams, Patch, PatchParams},
+    api::{ApiResource, DeleteParams, NotUsed, Object, Patch, PatchParams},
 };
 use kubernest_crds::{TaintEffect, labels};
 use kubernest_runtime::ApplyError;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -83,9 +84,17 @@ async fn apply_addon(link: &Link, (kind, object): &Addon) -> Result<(), InnerErr
     Ok(())
 }
 
+/// What is read of a Deployment's status. Nothing else of it is: a volume `{}` alone takes some KB of memory.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Availability {
+    available_replicas: Option<i32>,
+}
+
 /// Whether CoreDNS answers.
 pub async fn dns_available(link: &Link) -> Result<bool, InnerError> {
-    let api = Api::<Deployment>::namespaced(link.client().clone(), NAMESPACE);
+    let kind = ApiResource::erase::<Deployment>(&());
+    let api = Api::<Object<NotUsed, Availability>>::namespaced_with(link.client().clone(), NAMESPACE, &kind);
     let deployment = api.get_opt(COREDNS).await.map_err(InnerError::CoreDns)?;
     let available = deployment.and_then(|deployment| deployment.status?.available_replicas);
     Ok(available.unwrap_or_default() > 0)

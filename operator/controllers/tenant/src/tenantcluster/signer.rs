@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{BuildHasher, RandomState},
     net::Ipv4Addr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -24,7 +25,7 @@ use serde_json::json;
 use super::{
     build::pki::{Authorities, Authority},
     csr::{Verdict, judge},
-    link::{LinkError, PAGE},
+    link::{LinkError, PAGE, clip},
 };
 
 /// Pages of requests that are read at most: the tenant's API server says whether there are more.
@@ -40,7 +41,9 @@ pub struct Signer {
     client: Client,
     cluster: ObjectRef<TenantCluster>,
     authorities: Arc<Authorities>,
-    answered: Mutex<BTreeSet<String>>,
+    /// Hashes of the uids: a tenant makes them as long as it likes.
+    answered: Mutex<BTreeSet<u64>>,
+    hasher: RandomState,
 }
 
 impl Signer {
@@ -51,6 +54,7 @@ impl Signer {
             cluster,
             authorities,
             answered: Mutex::default(),
+            hasher: RandomState::new(),
         }
     }
 
@@ -59,7 +63,7 @@ impl Signer {
         self.answered().clear();
     }
 
-    fn answered(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    fn answered(&self) -> MutexGuard<'_, BTreeSet<u64>> {
         self.answered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -86,7 +90,7 @@ impl Signer {
     /// Answers a request once. Our own approval comes back as an event before the certificate does; signing on that one
     /// too would be refused, since a certificate can't be replaced.
     pub async fn answer(&self, csr: &CertificateSigningRequest, slots: &Slots) -> Result<(), LinkError> {
-        let uid = csr.uid().unwrap_or_default();
+        let uid = self.hasher.hash_one(csr.uid());
         if self.answered().contains(&uid) {
             return Ok(());
         }
@@ -95,7 +99,8 @@ impl Signer {
         match verdict {
             Verdict::Leave => return Ok(()),
             Verdict::Deny(reason) => {
-                tracing::warn!(cluster = %self.cluster, csr = name, reason, "denies a kubelet's certificate request");
+                let (name, told) = (clip(&name), clip(&reason));
+                tracing::warn!(cluster = %self.cluster, csr = name, reason = told, "denies a kubelet's certificate request");
                 self.conclude(csr, "Denied", &reason).await?;
             }
             Verdict::Sign(signed) => {
@@ -106,7 +111,7 @@ impl Signer {
                 let body = json!({"status": {"certificate": ByteString(certificate.chain_pem.into_bytes())}});
                 let api = Api::<CertificateSigningRequest>::all(self.client.clone());
                 let subject = leaf.common_name;
-                tracing::info!(cluster = %self.cluster, csr = name, subject, "signs a kubelet's certificate");
+                tracing::info!(cluster = %self.cluster, csr = clip(&name), subject, "signs a kubelet's certificate");
                 settled(
                     api.patch_status(&name, &PatchParams::default(), &Patch::Merge(body))
                         .await,

@@ -3,6 +3,10 @@
 //!
 //! One task a tenant. It applies nothing and decides nothing about requests (`csr.rs` does). Waiting is cheap for the
 //! guest: until its port is open a try costs it one refused packet, afterwards all tries use one TLS connection.
+//! What is read of a tenant is bounded (`bounds.rs`), and little of it kept (`nodes.rs`).
+
+mod bounds;
+mod nodes;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,14 +16,10 @@ use std::{
 };
 
 use futures::{StreamExt, channel::mpsc};
-use http_body_util::Limited;
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    certificates::v1::CertificateSigningRequest,
-    core::v1::{Node, Taint},
-};
+use k8s_openapi::api::{certificates::v1::CertificateSigningRequest, core::v1::Node};
 use kube::{
-    Api, Client, Config, ResourceExt,
+    Api, Client, Config,
     client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig as KubeconfigFile},
     runtime::{WatchStreamExt, reflector::ObjectRef, watcher},
@@ -34,8 +34,10 @@ use tokio::{
     sync::{Notify, watch},
     time::{Instant, MissedTickBehavior},
 };
-use tower::util::MapResponseLayer;
 
+pub(super) use self::bounds::PAGE;
+pub use self::nodes::NodeFacts;
+use self::{bounds::Bounds, nodes::note};
 use super::{
     build::pki::{Authorities, Authority},
     signer::Signer,
@@ -50,19 +52,17 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// Longest wait for a connection, TLS handshake included.
 const CONNECT: Duration = Duration::from_secs(15);
 
-/// Longest answer, in bytes, that is read from a tenant, whose owner may have replaced the API server; a watch that gave
-/// more begins again. All tenants share the operator's memory, and JSON takes several times its length there.
-const ANSWER_BYTES: usize = 2 << 20;
-/// Objects in one answer to a list: Nodes have some 20 KB each.
-pub(super) const PAGE: u32 = 50;
+/// Longest time between the end of a connection and the next, when each breaks soon.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A connection that lasted longer did not break soon.
+const STEADY: Duration = Duration::from_secs(60);
+
 /// Longest text of a tenant's, in bytes, that is repeated outside it.
 const TEXT_BYTES: usize = 256;
-/// Most bytes of labels and taints that are read of a node.
-const NODE_BYTES: usize = 16 << 10;
 /// Least time between two events of one tenant that are looked at: one that sends them without end must not take the
 /// processor from the others.
 const EVENT_PAUSE: Duration = Duration::from_millis(5);
-/// Least time between two wakes of the reconciler for what changed on nodes: each may be a write into the outer cluster.
+/// Least time between two wakes of the reconciler: each may be a write into the outer cluster.
 const WAKE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why there is no connection.
@@ -83,64 +83,6 @@ pub enum LinkError {
     /// Signing failed.
     #[error("a kubelet's certificate was not signed")]
     Sign(#[source] kubernest_pki::IssueError),
-}
-
-/// What is known of a node of the tenant.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct NodeFacts {
-    /// Its Ready condition is True.
-    pub ready: bool,
-    /// Why it is not ready, in the kubelet's words.
-    pub message: String,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// Its annotations that are ours.
-    pub applied: Option<String>,
-    /// Its taints.
-    pub taints: Vec<Taint>,
-    /// It has more labels and taints than are read, and none of them is known.
-    pub too_large: bool,
-}
-
-impl NodeFacts {
-    fn of(node: &Node) -> Self {
-        if size(node) > NODE_BYTES {
-            return NodeFacts {
-                message: format!("the node has more than {NODE_BYTES} bytes of labels and taints: remove some"),
-                too_large: true,
-                ..NodeFacts::default()
-            };
-        }
-        let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-        let ready = conditions
-            .into_iter()
-            .flatten()
-            .find(|condition| condition.type_ == "Ready");
-        NodeFacts {
-            ready: ready.is_some_and(|condition| condition.status == "True"),
-            message: ready
-                .and_then(|condition| condition.message.as_deref())
-                .map(clip)
-                .unwrap_or_default(),
-            labels: node.labels().clone(),
-            applied: node.annotations().get(super::inner::APPLIED).cloned(),
-            taints: node
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.taints.clone())
-                .unwrap_or_default(),
-            too_large: false,
-        }
-    }
-}
-
-/// Bytes of what [`NodeFacts`] keeps of a node as it is.
-fn size(node: &Node) -> usize {
-    let applied = node.annotations().get(super::inner::APPLIED).map_or(0, String::len);
-    let labels = node.labels().iter().map(|(key, value)| key.len() + value.len());
-    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    let taints = taints.map(|taint| taint.key.len() + taint.effect.len() + taint.value.as_ref().map_or(0, String::len));
-    applied + labels.sum::<usize>() + taints.sum::<usize>()
 }
 
 /// What is known of the tenant.
@@ -217,6 +159,7 @@ impl Link {
             slots: slots_seen,
             restart: link.restart.clone(),
             wake,
+            wake_at: Mutex::new(Instant::now()),
             signer,
         };
         let stop = link.stop.clone();
@@ -297,11 +240,9 @@ async fn client(target: &Target) -> Result<Client, LinkError> {
     config.connect_timeout = Some(CONNECT);
     // Retries are ours: we want to know at once, and say, that it does not answer.
     config.default_retry = false;
-    let bounded =
-        MapResponseLayer::new(|answer: http::Response<_>| answer.map(|body| Limited::new(body, ANSWER_BYTES)));
     Ok(ClientBuilder::try_from(config)
         .map_err(LinkError::Client)?
-        .with_layer(&bounded)
+        .with_layer(&Bounds::new())
         .build())
 }
 
@@ -326,7 +267,8 @@ fn not_ready(error: &LinkError) -> String {
     causes.last().map(ToString::to_string).unwrap_or_default()
 }
 
-fn clip(text: impl AsRef<str>) -> String {
+/// As much of a tenant's text as is repeated outside it.
+pub(super) fn clip(text: impl AsRef<str>) -> String {
     truncate(text.as_ref(), TEXT_BYTES).to_owned()
 }
 
@@ -337,30 +279,43 @@ struct Task {
     slots: watch::Receiver<BTreeMap<String, Ipv4Addr>>,
     restart: Arc<Notify>,
     wake: mpsc::UnboundedSender<ObjectRef<TenantCluster>>,
+    /// When the reconciler may be woken next.
+    wake_at: Mutex<Instant>,
     signer: Signer,
 }
 
 impl Task {
     async fn run(self) {
+        let mut pause = POLL;
         loop {
             self.until_ready().await;
+            let begun = Instant::now();
             let outcome = tokio::select! {
                 outcome = self.follow() => outcome,
                 () = self.restart.notified() => Ok(()),
             };
+            let soon = outcome.is_err() && begun.elapsed() < STEADY;
             if let Err(error) = outcome {
-                tracing::info!(cluster = %self.cluster, error = chain(&error), "the connection to the tenant broke");
-                lock(&self.view).waiting = clip(chain(&error));
+                let error = clip(chain(&error));
+                tracing::info!(cluster = %self.cluster, error, "the connection to the tenant broke");
+                lock(&self.view).waiting = error;
             }
-            let mut view = lock(&self.view);
-            view.version = None;
-            view.listed = false;
-            drop(view);
-            self.wake();
+            {
+                let mut view = lock(&self.view);
+                view.version = None;
+                view.listed = false;
+            }
+            self.wake().await;
+            tokio::time::sleep(pause).await;
+            pause = if soon { LONGEST_PAUSE.min(pause * 2) } else { POLL };
         }
     }
 
-    fn wake(&self) {
+    /// Wakes the reconciler, once a [`WAKE_PAUSE`] at most.
+    async fn wake(&self) {
+        let at = *lock(&self.wake_at);
+        tokio::time::sleep_until(at).await;
+        *lock(&self.wake_at) = Instant::now() + WAKE_PAUSE;
         // Nobody listens any more only when the operator stops.
         let _ = self.wake.unbounded_send(self.cluster.clone());
     }
@@ -370,11 +325,12 @@ impl Task {
             match tokio::time::timeout(ANSWER, self.version()).await {
                 Ok(Ok(version)) => {
                     tracing::info!(cluster = %self.cluster, version, "the tenant's API server is ready");
-                    let mut view = lock(&self.view);
-                    view.version = Some(version);
-                    view.connections += 1;
-                    drop(view);
-                    self.wake();
+                    {
+                        let mut view = lock(&self.view);
+                        view.version = Some(version);
+                        view.connections += 1;
+                    }
+                    self.wake().await;
                     return;
                 }
                 Ok(Err(error)) => lock(&self.view).waiting = clip(not_ready(&error)),
@@ -414,14 +370,11 @@ impl Task {
         self.signer.forget();
         let mut pace = tokio::time::interval(EVENT_PAUSE);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut changed, mut wake) = (false, Instant::now());
+        let mut changed = false;
         loop {
             pace.tick().await;
             tokio::select! {
-                () = tokio::time::sleep_until(wake), if changed => {
-                    (changed, wake) = (false, Instant::now() + WAKE_PAUSE);
-                    self.wake();
-                }
+                () = self.wake(), if changed => changed = false,
                 event = nodes.next() => match event {
                     Some(Ok(event)) => {
                         let is_slot = |name: &str| self.slots.borrow().contains_key(name);
@@ -459,72 +412,128 @@ impl Task {
     }
 }
 
-/// Takes note of what happened to a node; whether the reconciler is to know. Only of nodes that are slots: what else a tenant
-/// calls a node is its own affair. (A slot is known here before its machine is made, so that none is missed.)
-fn note(
-    view: &mut View,
-    listing: &mut BTreeMap<String, NodeFacts>,
-    is_slot: impl Fn(&str) -> bool,
-    event: watcher::Event<Node>,
-) -> bool {
-    match event {
-        watcher::Event::Apply(node) | watcher::Event::InitApply(node) if !is_slot(&node.name_any()) => false,
-        watcher::Event::Apply(node) => {
-            let facts = NodeFacts::of(&node);
-            view.nodes.insert(node.name_any(), facts.clone()) != Some(facts)
-        }
-        watcher::Event::Delete(node) => view.nodes.remove(&node.name_any()).is_some(),
-        watcher::Event::Init => {
-            listing.clear();
-            false
-        }
-        watcher::Event::InitApply(node) => {
-            listing.insert(node.name_any(), NodeFacts::of(&node));
-            false
-        }
-        watcher::Event::InitDone => {
-            let fresh = std::mem::take(listing);
-            let changed = !view.listed || view.nodes != fresh;
-            view.nodes = fresh;
-            view.listed = true;
-            changed
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use kube::core::Status;
+    use std::{convert::Infallible, future::ready};
+
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    use http_body_util::BodyExt;
+    use kube::{
+        client::{Body, DynBody},
+        core::Status,
+    };
     use serde_json::{Value, json};
+    use tower::BoxError;
 
     use super::*;
+    use crate::tenantcluster::{
+        build::pki::{BOOTSTRAP_GROUP, tests::authorities},
+        validate::{
+            tests::{cluster, options},
+            validate,
+        },
+    };
 
-    fn node(name: &str, labels: Value, message: &str) -> Node {
-        let ready = json!({"type": "Ready", "status": "False", "message": message});
-        let node = json!({"metadata": {"name": name, "labels": labels}, "status": {"conditions": [ready]}});
-        serde_json::from_value(node).unwrap()
+    const SLOT: &str = "customera-a-0";
+
+    /// Follows a tenant that answers so (requests are counted by method and path), for so long; when the reconciler was woken.
+    async fn follow(
+        lasting: Duration,
+        answer: fn(&str, &str) -> (u16, Value),
+    ) -> (BTreeMap<String, usize>, Vec<Instant>) {
+        let asked = Arc::new(Mutex::new(BTreeMap::new()));
+        let counted = asked.clone();
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let (method, path) = (request.method().as_str(), request.uri().path());
+            *lock(&counted).entry(format!("{method} {path}")).or_default() += 1;
+            let (code, body) = answer(method, path);
+            let body = Body::from(body.to_string().into_bytes()).map_err(BoxError::from);
+            let mut answer = http::Response::new(Box::new(body) as Box<DynBody>);
+            *answer.status_mut() = http::StatusCode::from_u16(code).unwrap();
+            ready(Ok::<_, Infallible>(answer))
+        });
+        let client = ClientBuilder::new(service, "default")
+            .with_layer(&Bounds::new())
+            .build();
+        let valid = validate(&cluster(json!({"version": "v1.35.4"})), &options()).unwrap();
+        let named = ObjectRef::new("customera").within("org-acme");
+        let (_slots, slots) = watch::channel(BTreeMap::from([(SLOT.to_owned(), Ipv4Addr::new(100, 64, 0, 20))]));
+        let (wake, mut woken) = mpsc::unbounded();
+        let task = Task {
+            client: client.clone(),
+            cluster: named.clone(),
+            view: Arc::default(),
+            slots,
+            restart: Arc::default(),
+            wake,
+            wake_at: Mutex::new(Instant::now()),
+            signer: Signer::new(client, named, Arc::new(authorities(&valid))),
+        };
+        let mut wakes = Vec::new();
+        let count = async {
+            while woken.next().await.is_some() {
+                wakes.push(Instant::now());
+            }
+        };
+        let both = async { tokio::join!(task.run(), count) };
+        assert!(tokio::time::timeout(lasting, both).await.is_err());
+        let asked = lock(&asked).clone();
+        (asked, wakes)
     }
 
-    #[test]
-    fn link_keeps_only_nodes_that_are_slots() {
-        let (mut view, mut listing) = (View::default(), BTreeMap::new());
-        let mut take = |event| note(&mut view, &mut listing, |name| name == "a", event);
-        take(watcher::Event::Init);
-        for name in ["a", "stranger"] {
-            take(watcher::Event::InitApply(node(name, json!({}), "")));
-        }
-        assert!(take(watcher::Event::InitDone));
-        assert!(!take(watcher::Event::Apply(node("another", json!({}), ""))));
-        assert!(take(watcher::Event::Apply(node("a", json!({"tier": "db"}), ""))));
-        assert_eq!(view.nodes.keys().collect::<Vec<_>>(), ["a"]);
+    fn version(path: &str) -> Option<(u16, Value)> {
+        let info = || json!({"major": "1", "minor": "35", "gitVersion": "v1.35.4"});
+        ["/readyz", "/version"].contains(&path).then(|| (200, info()))
     }
 
-    #[test]
-    fn link_repeats_little_of_what_a_tenant_says() {
-        let facts = NodeFacts::of(&node("a", json!({}), &"x".repeat(700_000)));
-        assert_eq!(facts.message.len(), TEXT_BYTES);
-        let facts = NodeFacts::of(&node("a", json!({"large": "x".repeat(700_000)}), ""));
-        assert!(facts.too_large && facts.labels.is_empty(), "{facts:?}");
+    fn failed(code: u16) -> (u16, Value) {
+        (code, json!({"kind": "Status", "status": "Failure", "code": code}))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn link_that_breaks_at_once_waits_longer_each_time() {
+        let minute = Duration::from_secs(60);
+        let (asked, wakes) = follow(minute, |method, path| {
+            let request = include_str!("../testdata/client.csr");
+            let csr = json!({
+                "metadata": {"name": "csr-1", "uid": "1"},
+                "spec": {
+                    "signerName": "kubernetes.io/kube-apiserver-client-kubelet", "request": STANDARD.encode(request),
+                    "username": format!("kubernest:bootstrap:{SLOT}"), "groups": [BOOTSTRAP_GROUP],
+                    "usages": ["client auth"],
+                },
+            });
+            let list = json!({"metadata": {"resourceVersion": "1"}, "items": [csr]});
+            version(path).unwrap_or_else(|| match (method, path) {
+                ("PATCH", _) => failed(500),
+                ("GET", "/apis/certificates.k8s.io/v1/certificatesigningrequests") => (200, list),
+                _ => failed(404),
+            })
+        })
+        .await;
+        let path = "PATCH /apis/certificates.k8s.io/v1/certificatesigningrequests/csr-1/approval";
+        let tries = asked.get(path).copied().unwrap_or_default();
+        assert!((2..=7).contains(&tries), "{asked:?}");
+        let often = wakes.windows(2).any(|two| two[1] - two[0] < WAKE_PAUSE);
+        assert!(!often && wakes.len() <= 2 * (tries + 1), "{wakes:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn link_is_not_driven_by_lists_and_watches_without_end() {
+        let minute = Duration::from_secs(60);
+        // No list ends.
+        let (asked, _) = follow(minute, |_, path| {
+            let page = json!({"metadata": {"resourceVersion": "1", "continue": "more"}, "items": []});
+            version(path).unwrap_or((200, page))
+        })
+        .await;
+        assert!(asked.values().sum::<usize>() <= 20 * 62, "{asked:?}");
+        // Each watch ends at once.
+        let (asked, _) = follow(minute, |_, path| {
+            version(path).unwrap_or((200, json!({"metadata": {"resourceVersion": "1"}, "items": []})))
+        })
+        .await;
+        assert!(asked.values().sum::<usize>() <= 20 * 62, "{asked:?}");
     }
 
     #[test]
