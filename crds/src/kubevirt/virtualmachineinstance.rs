@@ -16,6 +16,9 @@ use super::volume::{Network, Volume};
 /// Finalizer of an instance: held until its process is surely gone.
 pub const VMI_FINALIZER: &str = "kubevirt.io/foregroundDeleteVirtualMachine";
 
+/// Condition of a launcher pod, and its readiness gate: its guest does not stand still (KubeVirt's word).
+pub const UNPAUSED: &str = "kubevirt.io/virtual-machine-unpaused";
+
 /// Condition types of an instance.
 pub mod vmi_conditions {
     /// The guest runs and its readiness probe, if any, succeeds.

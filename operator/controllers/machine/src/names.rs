@@ -16,7 +16,7 @@ pub const ANNOTATION_TEMPLATE_HASH: &str = "kubernest.io/template-hash";
 const POD_NAME_MAX: usize = 63;
 const POD_NAME_PREFIX: &str = "virt-launcher-";
 /// Longest value of a label.
-const LABEL_MAX: usize = 63;
+pub const LABEL_MAX: usize = 63;
 
 /// The launcher pod of an instance: one name for one uid, so that the API server refuses a second pod for it.
 pub fn launcher_pod(instance: &str, uid: &str) -> String {

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
@@ -83,6 +84,11 @@ async fn reconcile_stories_against_a_real_api_server() {
     story(
         "lost node",
         reconcile_lost_node(&Stage::without_kubelet(&theatre, "lost-node").await).boxed(),
+    )
+    .await;
+    story(
+        "refused label",
+        reconcile_refused_label(&Stage::without_kubelet(&theatre, "refused-label").await).boxed(),
     )
     .await;
     requests::tell(&theatre).await;
@@ -395,6 +401,56 @@ async fn reconcile_lost_node(stage: &Stage) {
         .expect("a new run")
         .unwrap();
     taint(Value::Null).await;
+}
+
+/// The webhooks do not answer when the launcher gets its node: the label waits for them, the status does not.
+async fn reconcile_refused_label(stage: &Stage) {
+    stage.create(machine()).await;
+    stage
+        .instance_when("launcher", |instance| phase(instance) == Some("Scheduling"))
+        .await;
+    let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(stage.client.clone());
+    let nobody = json!({"metadata": {"name": "nobody"}, "webhooks": [{
+        "name": "nobody.kubernest.io", "clientConfig": {"url": "https://127.0.0.1:1/"}, "failurePolicy": "Fail",
+        "rules": [{"apiGroups": ["kubevirt.io"], "apiVersions": ["*"], "operations": ["UPDATE"],
+            "resources": ["virtualmachineinstances"]}],
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": stage.namespace}},
+        "sideEffects": "None", "admissionReviewVersions": ["v1"], "timeoutSeconds": 1,
+    }]});
+    let nobody = serde_json::from_value(nobody).unwrap();
+    webhooks.create(&PostParams::default(), &nobody).await.unwrap();
+    let (dry, change) = (
+        PatchParams {
+            dry_run: true,
+            ..PatchParams::default()
+        },
+        json!({"metadata": {"labels": {"a": "b"}}}),
+    );
+    let asked = async {
+        while stage
+            .instances()
+            .patch("vm", &dry, &Patch::Merge(&change))
+            .await
+            .is_ok()
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked)
+        .await
+        .expect("a webhook that is asked");
+    let _kubelet = Kubelet::start(&stage.client, &stage.namespace).await;
+    stage.running().await;
+    let instance = stage.instance().await;
+    assert_eq!(instance.status.as_ref().unwrap().node_name.as_deref(), Some(NODE));
+    assert_eq!(instance.labels().get("kubevirt.io/nodeName"), None);
+    webhooks.delete("nobody", &DeleteParams::default()).await.unwrap();
+    let labelled = |instance: &VirtualMachineInstance| instance.labels().contains_key("kubevirt.io/nodeName");
+    stage.instance_when("label", labelled).await;
+}
+
+fn phase(instance: &VirtualMachineInstance) -> Option<&str> {
+    instance.status.as_ref()?.phase.as_deref()
 }
 
 async fn reconcile_rest(stage: &Stage, theatre: &Theatre) {

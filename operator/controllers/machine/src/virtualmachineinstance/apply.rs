@@ -16,7 +16,7 @@ use serde_json::json;
 use super::dereference::{Observed, belongs};
 use super::validate::Machine;
 use super::{Error, build, console, credentials, ending, is_final, phase_of, resources};
-use crate::names::MANAGER;
+use crate::names::{LABEL_MAX, MANAGER};
 use crate::write::{self, Created};
 use crate::{Context, conditions};
 
@@ -156,14 +156,9 @@ pub async fn place(
     status: &VirtualMachineInstanceStatus,
     ctx: &Context,
 ) -> Result<Option<Arc<VirtualMachineInstance>>, Error> {
-    let labelled = instance.labels().get(labels::NODE_NAME);
-    let Some(node) = status.node_name.as_ref().filter(|node| labelled != Some(*node)) else {
+    let Some(node) = missing_place(&instance, status) else {
         return Ok(Some(instance));
     };
-    // Nobody looks for it there any more.
-    if instance.metadata.deletion_timestamp.is_some() || status.phase.as_deref().is_some_and(is_final) {
-        return Ok(Some(instance));
-    }
     let change = json!({"metadata": {
         "uid": instance.uid(), "resourceVersion": instance.resource_version(), "labels": {(labels::NODE_NAME): node},
     }});
@@ -178,6 +173,19 @@ pub async fn place(
         Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409) => Ok(None),
         Err(error) => Err(Error::Place(error)),
     }
+}
+
+/// The node that the instance is to be labelled with, and is not.
+pub fn missing_place<'a>(
+    instance: &VirtualMachineInstance,
+    status: &'a VirtualMachineInstanceStatus,
+) -> Option<&'a String> {
+    let labelled = instance.labels().get(labels::NODE_NAME);
+    // Nobody looks for it there any more.
+    let goes = instance.metadata.deletion_timestamp.is_some() || status.phase.as_deref().is_some_and(is_final);
+    let node = status.node_name.as_ref().filter(|_| !goes)?;
+    // Names of nodes may be longer than labels.
+    (node.len() <= LABEL_MAX && labelled != Some(node)).then_some(node)
 }
 
 fn params() -> PatchParams {

@@ -5,14 +5,13 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodReadinessGate};
-use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, VirtualMachineInstanceStatus, phase, vmi_conditions};
+use kubernest_crds::kubevirt::v1::{
+    UNPAUSED, VirtualMachineInstance, VirtualMachineInstanceStatus, phase, vmi_conditions,
+};
 
 use super::status::{pod_condition, starts_paused};
 use super::{ending, is_final};
 use crate::conditions::{self, FALSE, TRUE, is_true};
-
-/// The gate's condition.
-pub const UNPAUSED: &str = "kubevirt.io/virtual-machine-unpaused";
 
 /// The gates of a new pod.
 pub fn gates() -> Vec<PodReadinessGate> {

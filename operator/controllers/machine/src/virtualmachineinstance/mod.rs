@@ -258,8 +258,14 @@ pub async fn reconcile(instance: Arc<VirtualMachineInstance>, ctx: Arc<Context>)
     };
     let now = Timestamp::now();
     let status = status::status(&instance, seen, now);
-    let Some(instance) = apply::place(instance, &status, &ctx).await? else {
-        return Ok(Action::await_change());
+    let instance = match apply::place(instance.clone(), &status, &ctx).await {
+        Ok(Some(placed)) => placed,
+        Ok(None) => return Ok(Action::await_change()),
+        // Its label is a write that webhooks may refuse: the status does not wait for them.
+        Err(error) => {
+            failure = failure.or(Some(error));
+            instance
+        }
     };
     let pod = observed.pod.as_ref();
     let gate = pod.and_then(|pod| gate::change(&instance, &status, pod, now));

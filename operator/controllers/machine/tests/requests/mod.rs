@@ -8,7 +8,7 @@ use k8s_openapi::api::events::v1::Event;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, ResourceExt};
-use kubernest_crds::kubevirt::v1::{VirtualMachine, VirtualMachineInstance};
+use kubernest_crds::kubevirt::v1::{UNPAUSED, VirtualMachine, VirtualMachineInstance};
 use serde_json::{Value, json};
 
 use crate::story;
@@ -160,7 +160,7 @@ async fn reconcile_start_paused(stage: &Stage) {
 async fn gate_of(stage: &Stage) -> Option<String> {
     let conditions = stage.pod().await.status.unwrap().conditions.unwrap_or_default();
     let mut conditions = conditions.into_iter();
-    let gate = conditions.find(|condition| condition.type_ == "kubevirt.io/virtual-machine-unpaused")?;
+    let gate = conditions.find(|condition| condition.type_ == UNPAUSED)?;
     Some(gate.status)
 }
 

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kubernest_crds::kubevirt::v1::{VirtualMachineInstance, VirtualMachineInstanceStatus, phase};
+use kubernest_crds::kubevirt::v1::{UNPAUSED, VirtualMachineInstance, VirtualMachineInstanceStatus, phase};
 use rstest::rstest;
 use serde_json::{Value, json};
 
+use super::super::apply::missing_place;
 use super::super::status::{POD_SCHEDULED, Seen, status};
 use super::super::validate::Obstacle;
 use super::super::{ending, gate, reasons};
@@ -394,7 +395,7 @@ fn status_a_guest_started_paused_is_told_once() {
 }
 
 fn gated(conditions: Value) -> Pod {
-    pod(json!({"spec": {"readinessGates": [{"conditionType": gate::UNPAUSED}]}, "status": {"conditions": conditions}}))
+    pod(json!({"spec": {"readinessGates": [{"conditionType": UNPAUSED}]}, "status": {"conditions": conditions}}))
 }
 
 fn seen(pod: &Pod) -> Seen<'_> {
@@ -412,7 +413,7 @@ fn status_a_guest_that_stands_still_is_not_ready() {
     let shut = gated(json!([
         {"type": "ContainersReady", "status": "True"},
         {"type": "Ready", "status": "False", "reason": "ReadinessGatesNotReady"},
-        {"type": gate::UNPAUSED, "status": "False"},
+        {"type": UNPAUSED, "status": "False"},
     ]));
     let readiness = |instance: &VirtualMachineInstance, pod: &Pod| {
         let status = status(instance, seen(pod), now());
@@ -443,10 +444,10 @@ fn status_a_guest_that_stands_still_is_not_ready() {
 
 #[rstest]
 #[case::made("Scheduling", json!({}), json!([]), Some("True"))]
-#[case::open("Running", json!({}), json!([{"type": gate::UNPAUSED, "status": "True"}]), None)]
-#[case::paused("Running", json!({"paused": true}), json!([{"type": gate::UNPAUSED, "status": "True"}]), Some("False"))]
-#[case::stays_paused("Running", json!({"paused": true}), json!([{"type": gate::UNPAUSED, "status": "False"}]), None)]
-#[case::goes_on("Running", json!({}), json!([{"type": gate::UNPAUSED, "status": "False"}]), Some("True"))]
+#[case::open("Running", json!({}), json!([{"type": UNPAUSED, "status": "True"}]), None)]
+#[case::paused("Running", json!({"paused": true}), json!([{"type": UNPAUSED, "status": "True"}]), Some("False"))]
+#[case::stays_paused("Running", json!({"paused": true}), json!([{"type": UNPAUSED, "status": "False"}]), None)]
+#[case::goes_on("Running", json!({}), json!([{"type": UNPAUSED, "status": "False"}]), Some("True"))]
 #[case::starts_paused("Scheduled", json!({"starts_paused": true}), json!([]), None)]
 #[case::started_paused("Running", json!({"starts_paused": true, "paused": true}), json!([]), None)]
 #[case::started_paused_and_unpaused("Running", json!({"starts_paused": true}), json!([]), Some("True"))]
@@ -549,4 +550,21 @@ fn plan_pod_is_deleted_with_the_grace_of_the_moment(
 
 fn going_in(seconds: i64) -> Value {
     json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": seconds}})
+}
+
+#[rstest]
+#[case::placed(json!({}), json!({"phase": "Running", "nodeName": "n1"}), Some("n1"))]
+#[case::placed_already(json!({"labels": {"kubevirt.io/nodeName": "n1"}}), json!({"nodeName": "n1"}), None)]
+#[case::nowhere_yet(json!({}), json!({"phase": "Scheduling"}), None)]
+#[case::over(json!({}), json!({"phase": "Succeeded", "nodeName": "n1"}), None)]
+#[case::going(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), json!({"nodeName": "n1"}), None)]
+#[case::as_long_as_labels(json!({}), json!({"nodeName": "n".repeat(63)}), Some("nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn"))]
+#[case::longer_than_labels(json!({}), json!({"nodeName": "n".repeat(64)}), None)]
+fn status_place(#[case] metadata: Value, #[case] status: Value, #[case] label: Option<&str>) {
+    let instance = VirtualMachineInstance {
+        metadata: read(metadata),
+        ..instance()
+    };
+    let status: VirtualMachineInstanceStatus = read(status);
+    assert_eq!(missing_place(&instance, &status).map(String::as_str), label);
 }
