@@ -307,7 +307,7 @@ pub struct BlockSize {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CustomBlockSize {
-    /// Smallest unit that is addressed.
+    /// Smallest unit that is addressed; at most 4096 of disks of cloud-init, Secrets, ConfigMaps and service accounts.
     pub logical: u64,
     /// Smallest unit that is written at once.
     pub physical: u64,

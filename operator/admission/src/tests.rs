@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use kubernest_domain::machine::Source;
 use kubernest_domain::processors::Processors;
-use kubernest_domain::{Launch, plan, xml};
+use kubernest_domain::{Launch, fat, plan, xml};
 use serde_json::json;
 
 use super::*;
@@ -217,6 +218,16 @@ fn admit_refuses_by_name_what_no_launcher_could_start() {
     assert_eq!(
         refused(label, json!("settings-0123")),
         "spec.volumes[0].secret.volumeLabel"
+    );
+    let blocks = |bytes: u64| {
+        let size = json!({"custom": {"logical": bytes, "physical": bytes}});
+        json!([{"name": "s", "disk": {"bus": "virtio"}, "blockSize": size}])
+    };
+    let disks = "/spec/domain/devices/disks";
+    assert_eq!(refused(disks, blocks(4096)), "");
+    assert_eq!(
+        refused(disks, blocks(8192)),
+        "spec.domain.devices.disks[0].blockSize.custom.logical"
     );
     let action = |action: &str| json!({"name": "w", "i6300esb": {"action": action}});
     let watchdog = "/spec/domain/devices/watchdog";
@@ -447,6 +458,41 @@ fn examples() -> impl Iterator<Item = (String, Value)> {
     })
 }
 
+/// The same of disks that launchers make of files, with all sizes of blocks and with labels of all lengths.
+#[test]
+fn admit_disks_of_files_that_become_images() {
+    let targets = ["virtio", "scsi", "usb", "sata"].map(|bus| json!({"disk": {"bus": bus}}));
+    let targets = [&targets[..], &[json!({"disk": {}}), json!({"cdrom": {"bus": "scsi"}})]].concat();
+    let label = |length: usize| json!({"secret": {"secretName": "s", "volumeLabel": "l".repeat(length)}});
+    let mut volumes: Vec<Value> = (0..13).map(label).collect();
+    volumes.extend([
+        json!({"configMap": {"name": "c", "volumeLabel": ""}}),
+        json!({"serviceAccount": {"serviceAccountName": "a"}}),
+        json!({"cloudInitNoCloud": {"userData": "#cloud-config"}}),
+        json!({"cloudInitConfigDrive": {"userData": "#cloud-config"}}),
+    ]);
+    for (target, volume) in targets
+        .iter()
+        .flat_map(|target| volumes.iter().map(move |volume| (target, volume)))
+    {
+        let mut sizes = Vec::new();
+        for logical in (9..22).map(|power| 1_u64 << power) {
+            let (mut disk, mut volume) = (target.clone(), volume.clone());
+            (disk["name"], volume["name"]) = (json!("f"), json!("f"));
+            disk["blockSize"] = json!({"custom": {"logical": logical, "physical": 1 << 21}});
+            let object = json!({"metadata": {"name": "a"}, "spec": {
+                "domain": {"devices": {"disks": [disk]}, "memory": {"guest": "64Mi"}}, "volumes": [volume],
+            }});
+            if create("VirtualMachineInstance", &object).allowed() {
+                sizes.push(logical);
+                assert_eq!(domain(&object, "kvm").err(), None, "{object}");
+            }
+        }
+        let too_long = *volume == label(12);
+        assert_eq!(sizes.is_empty(), too_long, "{target} {volume}: {sizes:?}");
+    }
+}
+
 /// The domain of an instance like this, on a node that has what it asks for.
 fn domain(template: &Value, accelerator: &str) -> Result<String, String> {
     let instance = json!({"metadata": {"name": "a", "namespace": "b"}, "spec": template["spec"]});
@@ -491,6 +537,14 @@ fn domain(template: &Value, accelerator: &str) -> Result<String, String> {
     let launch = Launch::parse(&launch.to_string()).map_err(|error| error.to_string())?;
     let processors = (0..launch.dedicated().unwrap_or(4)).collect();
     let machine = plan::machine(&launch, &Processors::new(processors, |_| None)).map_err(|error| error.to_string())?;
+    for disk in &machine.disks {
+        let label = match &disk.source {
+            Source::CloudInit(_) => fat::CLOUD_INIT_LABEL,
+            Source::Files { label, .. } => label,
+            _ => continue,
+        };
+        fat::image(label, disk.sector_bytes(), &[]).map_err(|error| error.to_string())?;
+    }
     Ok(xml::domain(&machine))
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kubernest_crds::kubevirt::v1::{CustomBlockSize, Disk, VirtualMachineInstanceSpec};
+use kubernest_crds::kubevirt::v1::{CustomBlockSize, Disk, VirtualMachineInstanceSpec, Volume};
 
 use super::{check_serial, unsupported};
 use crate::{decision::Report, names};
@@ -11,6 +11,8 @@ use crate::{decision::Report, names};
 const TAG_CHARACTERS: usize = 36;
 /// Smallest and largest block.
 const BLOCK_BYTES: [u64; 2] = [512, 2 << 20];
+/// Largest sector of a FAT volume (Microsoft's FAT specification, 3.1), which disks of files are; KubeVirt's are ISO images.
+const FAT_SECTOR_BYTES: u64 = 4096;
 
 /// Checks `domain.devices.disks` and `filesystems`.
 pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
@@ -28,7 +30,7 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
         } else {
             names_seen.insert(&disk.name, index);
         }
-        if !has_volume(spec, &disk.name) {
+        if volume_of(spec, disk).is_none() {
             report.invalid(format!("{at}.name"), format!("{at}.Name '{}' not found.", disk.name));
         }
         // KubeVirt repeats the base in these fields; clients know them so.
@@ -39,6 +41,7 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
         target(report, &at, disk);
         read_only_claim(report, &at, disk, spec);
         properties(report, &base, &at, &doubled, disk);
+        files_sector(report, &at, disk, spec);
     }
     boot_order(report, f, spec);
     for (index, filesystem) in devices.filesystems.as_deref().unwrap_or_default().iter().enumerate() {
@@ -73,19 +76,32 @@ pub fn check(report: &mut Report, f: &str, spec: &VirtualMachineInstanceSpec) {
     }
 }
 
-fn has_volume(spec: &VirtualMachineInstanceSpec, name: &str) -> bool {
-    spec.volumes
-        .as_deref()
-        .unwrap_or_default()
-        .iter()
-        .any(|volume| volume.name == name)
+fn volume_of<'a>(spec: &'a VirtualMachineInstanceSpec, disk: &Disk) -> Option<&'a Volume> {
+    let mut volumes = spec.volumes.iter().flatten();
+    volumes.find(|volume| volume.name == disk.name)
+}
+
+/// What is no claim, image or empty disk is made of files, in a file system whose sectors are not smaller than the disk's.
+fn files_sector(report: &mut Report, at: &str, disk: &Disk, spec: &VirtualMachineInstanceSpec) {
+    let of_files = |volume: &&Volume| {
+        volume.cloud_init_no_cloud.is_some()
+            || volume.cloud_init_config_drive.is_some()
+            || volume.secret.is_some()
+            || volume.config_map.is_some()
+            || volume.service_account.is_some()
+    };
+    let custom = disk.block_size.as_ref().and_then(|size| size.custom.as_ref());
+    let volume = volume_of(spec, disk).filter(of_files);
+    if volume.is_some() && custom.is_some_and(|size| size.logical > FAT_SECTOR_BYTES) {
+        let field = format!("{at}.blockSize.custom.logical");
+        let message = format!("{field}: more than {FAT_SECTOR_BYTES} is not supported of disks that are made of files");
+        report.not_supported(field, message);
+    }
 }
 
 /// libvirt knows no read-only SATA disk, and qemu can't open the disk of such a claim for writing.
 fn read_only_claim(report: &mut Report, at: &str, disk: &Disk, spec: &VirtualMachineInstanceSpec) {
-    let mut volumes = spec.volumes.iter().flatten();
-    let volume = volumes.find(|volume| volume.name == disk.name);
-    let claim = volume.and_then(|volume| volume.persistent_volume_claim.as_ref());
+    let claim = volume_of(spec, disk).and_then(|volume| volume.persistent_volume_claim.as_ref());
     let bus = disk.disk.as_ref().and_then(|target| target.bus.as_deref());
     let on_sata = disk.cdrom.is_none() && matches!(bus, None | Some("" | "sata"));
     if on_sata && claim.is_some_and(|claim| claim.read_only == Some(true)) {

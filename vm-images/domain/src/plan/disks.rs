@@ -247,7 +247,7 @@ fn source_of(
         volume.service_account.as_ref().map(|_| ("serviceAccount", None)),
     ];
     for (kind, volume_label) in files.into_iter().flatten() {
-        let volume_label = volume_label.unwrap_or("cfgdata");
+        let volume_label = volume_label.filter(|label| !label.is_empty()).unwrap_or("cfgdata");
         if fat::label(volume_label).is_none() {
             return Err(invalid(
                 format!("{field}.{kind}.volumeLabel"),
