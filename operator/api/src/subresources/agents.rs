@@ -353,7 +353,9 @@ impl Listener {
             let next = Instant::now() + BREATH;
             let state = self.news(&mut line).await?;
             self.state = Some(bounded(state));
-            self.write().await?;
+            if self.due().is_some_and(|due| due <= Instant::now()) {
+                self.write().await?;
+            }
             sleep_until(next).await;
         }
     }
@@ -365,28 +367,39 @@ impl Listener {
             None => control::AGENT.to_owned(),
         };
         let mut asked = std::pin::pin!(line.ask(&path, LISTEN_LIMIT, control::AGENT_STATE_BYTES));
+        // From when on the status may be corrected; `None` once it was, until it is another.
+        let mut from = Some(Instant::now());
         loop {
-            let changed = tokio::select! {
+            let due = from.and_then(|from| Some(self.due()?.max(from)));
+            tokio::select! {
+                biased;
                 state = &mut asked => return Ok(state?),
-                changed = self.latest.changed() => changed,
-            };
-            changed.map_err(|_| Trouble::Gone)?;
-            self.write().await?;
+                changed = self.latest.changed() => {
+                    changed.map_err(|_| Trouble::Gone)?;
+                    if due.is_none() {
+                        // Another replica may have written what our own line is about to say.
+                        from = Some(Instant::now() + BREATH);
+                    }
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    from = None;
+                    self.write().await?;
+                }
+            }
         }
+    }
+
+    /// When the status may be written next; `None` if it says what the launcher has said.
+    fn due(&self) -> Option<Instant> {
+        let state = self.state.as_ref()?;
+        let now = Instant::now();
+        (!agrees(&self.latest.borrow(), state)).then(|| self.written.map_or(now, |(last, pace)| last + pace))
     }
 
     /// Writes what the launcher has said, if the status says something else.
     async fn write(&mut self) -> Result<(), Trouble> {
         let known = self.latest.borrow_and_update().clone();
-        let Some(state) = self.state.clone().filter(|state| !agrees(&known, state)) else {
-            return Ok(());
-        };
-        if let Some((last, pace)) = self.written {
-            tokio::select! {
-                () = sleep_until(last + pace) => {}
-                () = gone(self.latest.clone()) => return Err(Trouble::Gone),
-            }
-        }
+        let Some(state) = self.state.clone() else { return Ok(()) };
         if correct_status(&self.client, &known, &state).await? {
             let pace = match self.written {
                 Some((last, pace)) if last.elapsed() < QUIET => PACE_MAX.min(pace * 2),
