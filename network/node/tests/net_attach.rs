@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use kubernest_node::attach::AttachError;
 use kubernest_plan::Refused;
 use serde_json::json;
-use stage::{Stage, ok};
+use stage::{Stage};
 
 fn ip(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
@@ -174,18 +174,18 @@ async fn net_masquerade_leads_to_the_guest_and_keeps_it_in() {
     let cloud = stage.listen(&stage.outside(), ip("169.254.169.254"), 80);
 
     assert_eq!(
-        stage.connect(&stage.outside(), pod.ip, 6443),
-        ok("listener 10.0.2.2:6443"),
+        stage.reaches(&stage.outside(), pod.ip, 6443),
+        "listener 10.0.2.2:6443",
         "inwards to the guest"
     );
     assert_eq!(
-        stage.connect(&stage.outside(), pod.ip, 49080),
-        ok("listener 0.0.0.0:49080"),
+        stage.reaches(&stage.outside(), pod.ip, 49080),
+        "listener 0.0.0.0:49080",
         "the launcher's own port"
     );
     assert_eq!(
-        stage.connect(&guest.netns, ip("203.0.113.5"), 80),
-        ok("listener 203.0.113.5:80"),
+        stage.reaches(&guest.netns, ip("203.0.113.5"), 80),
+        "listener 203.0.113.5:80",
         "outwards"
     );
     assert!(stage.ping(&guest, ip("10.0.2.1")), "its router");
@@ -208,7 +208,7 @@ async fn net_masquerade_leads_to_the_guest_and_keeps_it_in() {
 
     // The API server moves: the ban follows it.
     let moved = stage.listen(&stage.outside(), ip("203.0.113.5"), 7443);
-    assert!(stage.connect(&guest.netns, ip("203.0.113.5"), 7443).is_ok());
+    stage.reaches(&guest.netns, ip("203.0.113.5"), 7443);
     let in_pod = stage.process_in(&pod.netns);
     stage.api(&["203.0.113.5:7443"]);
     stage.nodes[0]
@@ -217,7 +217,7 @@ async fn net_masquerade_leads_to_the_guest_and_keeps_it_in() {
         .await
         .unwrap();
     assert!(stage.connect(&guest.netns, ip("203.0.113.5"), 7443).is_err());
-    assert!(stage.connect(&guest.netns, ip("203.0.113.5"), 6443).is_ok());
+    stage.reaches(&guest.netns, ip("203.0.113.5"), 6443);
 
     // A guest that takes another address is not heard.
     drop(guest);
@@ -240,7 +240,7 @@ async fn net_masquerade_listed_ports_only() {
     stage.add(&pod, "tap0", config, "org-acme").await.unwrap();
     let guest = stage.guest(&pod, "tap0", "02:00:00:00:00:02", ip("10.0.2.2"));
     let _listening = [6443, 22].map(|port| stage.listen(&guest.netns, ip("10.0.2.2"), port));
-    assert!(stage.connect(&stage.outside(), pod.ip, 6443).is_ok());
+    stage.reaches(&stage.outside(), pod.ip, 6443);
     assert!(stage.connect(&stage.outside(), pod.ip, 22).is_err());
 }
 
@@ -257,7 +257,7 @@ async fn net_masquerade_answers_for_the_pods_own_address_only() {
         let found = stage.in_node(0, &format!("ip neigh show {address} dev pod-a"));
         found.unwrap().contains("lladdr")
     };
-    assert!(stage.connect(&stage.outside(), pod.ip, 6443).is_ok());
+    stage.reaches(&stage.outside(), pod.ip, 6443);
     assert!(on_the_wire(pod.ip));
     // Addresses of others, as they are looked for where all pods are on one wire.
     let mac = stage.in_pod(&pod, "cat /sys/class/net/eth0/address").unwrap();
@@ -270,7 +270,7 @@ async fn net_masquerade_answers_for_the_pods_own_address_only() {
         stage.in_node(0, &known).unwrap();
         assert!(stage.connect(&node, other, 6443).is_err(), "the guest for {other}");
     }
-    assert!(stage.connect(&stage.outside(), pod.ip, 6443).is_ok());
+    stage.reaches(&stage.outside(), pod.ip, 6443);
 }
 
 #[tokio::test]
@@ -303,11 +303,11 @@ async fn net_masquerade_on_a_network_of_ones_choice() {
     let _listening = stage.listen(&guest.netns, ip("192.168.7.2"), 6443);
     let _web = stage.listen(&stage.outside(), ip("203.0.113.5"), 80);
     assert_eq!(
-        stage.connect(&stage.outside(), pod.ip, 6443),
-        ok("listener 192.168.7.2:6443"),
+        stage.reaches(&stage.outside(), pod.ip, 6443),
+        "listener 192.168.7.2:6443",
         "inwards to the guest"
     );
-    assert!(stage.connect(&guest.netns, ip("203.0.113.5"), 80).is_ok(), "outwards");
+    stage.reaches(&guest.netns, ip("203.0.113.5"), 80);
     assert!(stage.ping(&guest, ip("192.168.7.1")), "its router");
     let health = stage.listen(&pod.netns, Ipv4Addr::UNSPECIFIED, 49080);
     assert!(
@@ -373,7 +373,7 @@ async fn net_vxlan_is_heard_from_nodes_only() {
     assert!(!heard(&stage));
     // The same frames from a node are heard: the forgery itself is right.
     stage.forge_vxlan(&stage.nodes[1].netns, to, 4097);
-    assert!(heard(&stage));
+    stage.until("the forgery to be heard", heard);
     assert!(stage.ping(&guest_a, ip("100.64.0.20")));
 }
 
