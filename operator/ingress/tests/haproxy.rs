@@ -12,9 +12,11 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kubernest_ingress::haproxy::Haproxy;
 use kubernest_ingress::routes::Routes;
+use kubernest_integration::free_port;
 
 /// HAProxy with the chart's configuration, its paths and ports changed to this test's.
 struct Running {
@@ -31,10 +33,6 @@ impl Drop for Running {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn chart_config() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/kubernest/files/haproxy.cfg");
     std::fs::read_to_string(path).unwrap()
@@ -43,7 +41,7 @@ fn chart_config() -> String {
 async fn start(routes: &Routes) -> Running {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| -> PathBuf { dir.path().join(name) };
-    let (port, health) = (free_port(), free_port());
+    let (port, health) = (free_port().unwrap(), free_port().unwrap());
     let config = chart_config()
         .replace("/run/haproxy", dir.path().to_str().unwrap())
         .replace("bind :6443", &format!("bind 127.0.0.1:{port}"))
@@ -69,6 +67,7 @@ async fn start(routes: &Routes) -> Running {
         if let Some(status) = running.child.try_wait().unwrap() {
             panic!("haproxy ended: {status}");
         }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     running
 }
