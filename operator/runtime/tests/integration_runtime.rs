@@ -137,8 +137,9 @@ async fn integration_lease_has_one_holder_and_passes_on() {
     let (_plane, client) = plane().await;
     let shutdown = CancellationToken::new();
     let settings = |who: &str| lease::Settings {
-        duration: Duration::from_secs(3),
-        renew_deadline: Duration::from_secs(2),
+        // A processor that is busy elsewhere for seconds must not lose it.
+        duration: Duration::from_secs(10),
+        renew_deadline: Duration::from_secs(8),
         retry_period: Duration::from_millis(300),
         ..lease::Settings::new("org", "leader", who.to_owned())
     };
@@ -146,7 +147,7 @@ async fn integration_lease_has_one_holder_and_passes_on() {
         .await
         .unwrap();
     let waiting = tokio::time::timeout(
-        Duration::from_secs(5),
+        Duration::from_secs(12),
         lease::acquire(client.clone(), settings("second"), &shutdown),
     );
     assert!(

@@ -47,7 +47,7 @@ pub fn template(then: &str, claim: Option<&str>) -> Result<Value> {
         "domain": {
             "memory": {"guest": "128Mi"},
             "firmware": {"kernelBoot": {
-                "kernelArgs": format!("console=ttyS0,115200 quiet then={then}"),
+                "kernelArgs": format!("console=ttyS0,115200 quiet no_timer_check then={then}"),
                 "container": {"image": image, "kernelPath": "/boot/vmlinuz", "initrdPath": "/boot/initrd.img"},
             }},
             "devices": {"disks": disks, "interfaces": [{"name": "default", "masquerade": {}}]},

@@ -1,6 +1,7 @@
 //! The outer cluster with Kubernest installed.
 
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -108,10 +109,14 @@ impl Outer {
     pub async fn kill_component(&self, component: &str) -> Result<()> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), labels::SYSTEM_NAMESPACE);
         let selector = format!("app.kubernetes.io/component={component}");
-        let found = pods.list(&ListParams::default().labels(&selector)).await?;
-        if found.items.is_empty() {
-            bail!("no pods of component {component}");
-        }
+        let found = loop {
+            let found = pods.list(&ListParams::default().labels(&selector)).await?;
+            if !found.items.is_empty() {
+                break found;
+            }
+            // The successors of those that were killed a moment ago.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
         for pod in found {
             println!("-- killing {}", pod.name_any());
             pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0))

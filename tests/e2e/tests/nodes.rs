@@ -58,7 +58,7 @@ async fn drained(outer: &Outer, machine: &Machine<'_>, space: &str, first: &str)
         let selector = "--pod-selector=kubevirt.io=virt-launcher";
         outer.kubectl(&["drain", &node, selector, "--delete-emptydir-data", &patience])
     };
-    let refused = drain("3s").err().context("the drain went past the budget")?;
+    let refused = drain("20s").err().context("the drain went past the budget")?;
     ensure!(refused.to_string().contains("disruption budget"), "{refused}");
     ensure!(machine.instance_in("Running", None).await? == first, "it was disturbed");
 

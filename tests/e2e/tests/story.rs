@@ -1,6 +1,8 @@
 //! The main job, end to end on real parts: two tenants of two versions come up while Kubernest is being killed, work,
 //! stay apart, survive the loss of their machines, and go without a trace.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt;
@@ -36,7 +38,7 @@ async fn e2e_two_tenants_live_apart_survive_and_leave_nothing() -> Result<()> {
         cluster_a.spec.network.pod_cidr == cluster_b.spec.network.pod_cidr,
         "both tenants have one pod CIDR"
     );
-    workload_runs(&a)?;
+    workload_runs(&a).await?;
     tenants_do_not_reach_each_other(&a, &cluster_a, &cluster_b)?;
     users_of_the_namespace_have_their_rights(&outer)?;
     events_tell_what_happened(&outer)?;
@@ -95,7 +97,7 @@ async fn nodes_are_ready(tenant: &Tenant<'_>, cluster: &TenantCluster, version: 
 }
 
 /// A pod runs on the worker, finds a Service by name, reaches it; logs and exec work through the ingress.
-fn workload_runs(tenant: &Tenant<'_>) -> Result<()> {
+async fn workload_runs(tenant: &Tenant<'_>) -> Result<()> {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/workload.yaml");
     tenant.kubectl(&["apply", "-f", manifest])?;
     tenant.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=10m"])?;
@@ -110,16 +112,16 @@ fn workload_runs(tenant: &Tenant<'_>) -> Result<()> {
     ])?;
     let looked_up = tenant.kubectl(&["exec", "client", "--", "nslookup", "web.default.svc.cluster.local"])?;
     ensure!(looked_up.contains("Address"), "nslookup said {looked_up}");
-    let page = tenant.kubectl(&[
-        "exec",
-        "client",
-        "--",
-        "wget",
-        "-q",
-        "-O",
-        "-",
-        "http://web.default.svc.cluster.local/",
-    ])?;
+    // The node's kube-proxy hears of the pod on its own time.
+    let fetch = "exec client -- wget -q -O - http://web.default.svc.cluster.local/";
+    let fetch: Vec<_> = fetch.split(' ').collect();
+    let page = loop {
+        match tenant.kubectl(&fetch) {
+            Ok(page) => break page,
+            Err(error) => println!("-- not yet: {error:#}"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    };
     ensure!(page.contains("hello from the tenant"), "the Service answered {page}");
     let logs = tenant.kubectl(&["logs", "deployment/web"])?;
     ensure!(logs.contains("serving"), "logs: {logs}");

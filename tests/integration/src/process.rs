@@ -98,14 +98,23 @@ impl Drop for Process {
 /// Below those that connections get for their own end (ip-sysctl, ip_local_port_range), and NodePorts.
 const PORTS: std::ops::Range<u16> = 16384..30000;
 
+/// More than a test takes.
+const PORTS_OF_A_TEST: u64 = 256;
+
 /// A TCP port of the loopback interface that is free now, and is taken by no connection until somebody listens there.
 ///
 /// # Errors
 /// When the system has none.
 pub fn free_port() -> io::Result<u16> {
-    // Each test is a process of its own: they begin at different places.
-    static NEXT: LazyLock<AtomicU64> =
-        LazyLock::new(|| AtomicU64::new(RandomState::new().build_hasher().finish() >> 1));
+    // Each test is a process of its own, with a range of its own if nextest runs it: some ports are used minutes later.
+    static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
+        let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").ok();
+        let slot = slot.and_then(|slot| slot.parse::<u64>().ok());
+        AtomicU64::new(slot.map_or_else(
+            || RandomState::new().build_hasher().finish() >> 1,
+            |slot| slot * PORTS_OF_A_TEST,
+        ))
+    });
     let count = u64::from(PORTS.end - PORTS.start);
     let ports = PORTS.map(|_| PORTS.start + u16::try_from(NEXT.fetch_add(1, Ordering::Relaxed) % count).unwrap_or(0));
     for port in ports {
