@@ -17,7 +17,7 @@ use std::{
 
 use futures::{StreamExt, channel::mpsc};
 use jiff::Timestamp;
-use k8s_openapi::api::{certificates::v1::CertificateSigningRequest, core::v1::Node};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use kube::{
     Api, Client, Config,
     client::ClientBuilder,
@@ -37,7 +37,10 @@ use tokio::{
 
 pub(super) use self::bounds::PAGE;
 pub use self::nodes::NodeFacts;
-use self::{bounds::Bounds, nodes::note};
+use self::{
+    bounds::Bounds,
+    nodes::{SeenNode, note},
+};
 use super::{
     build::pki::{Authorities, Authority},
     signer::Signer,
@@ -359,7 +362,7 @@ impl Task {
 
     /// Follows nodes and requests until the API server no longer answers.
     async fn follow(&self) -> Result<(), LinkError> {
-        let nodes = Api::<Node>::all(self.client.clone());
+        let nodes = Api::<SeenNode>::all(self.client.clone());
         let requests = Api::<CertificateSigningRequest>::all(self.client.clone());
         let config = watcher::Config::default().page_size(PAGE);
         let mut nodes = watcher(nodes, config.clone()).default_backoff().boxed();

@@ -2,13 +2,38 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, Taint};
-use kube::{ResourceExt, runtime::watcher};
+use k8s_openapi::{
+    api::core::v1::{Node, NodeCondition, Taint},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{Resource, ResourceExt, runtime::watcher};
+use serde::Deserialize;
 
 use super::{super::inner::APPLIED, View, clip};
 
 /// Most bytes of memory that a node's labels and taints may take.
 const NODE_BYTES: usize = 16 << 10;
+
+/// What is read of a Node: the rest of it would take several times the memory.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = Node)]
+pub(super) struct SeenNode {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: SeenSpec,
+    #[serde(default)]
+    status: SeenStatus,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct SeenSpec {
+    taints: Option<Vec<Taint>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct SeenStatus {
+    conditions: Option<Vec<NodeCondition>>,
+}
 
 /// What is known of a node of the tenant.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,7 +53,7 @@ pub struct NodeFacts {
 }
 
 impl NodeFacts {
-    fn of(node: &Node) -> Self {
+    fn of(node: &SeenNode) -> Self {
         if size(node) > NODE_BYTES {
             return NodeFacts {
                 message: format!("the node has more than {NODE_BYTES} bytes of labels and taints: remove some"),
@@ -36,11 +61,8 @@ impl NodeFacts {
                 ..NodeFacts::default()
             };
         }
-        let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-        let ready = conditions
-            .into_iter()
-            .flatten()
-            .find(|condition| condition.type_ == "Ready");
+        let mut conditions = node.status.conditions.iter().flatten();
+        let ready = conditions.find(|condition| condition.type_ == "Ready");
         NodeFacts {
             ready: ready.is_some_and(|condition| condition.status == "True"),
             message: ready
@@ -49,23 +71,18 @@ impl NodeFacts {
                 .unwrap_or_default(),
             labels: node.labels().clone(),
             applied: node.annotations().get(APPLIED).cloned(),
-            taints: node
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.taints.clone())
-                .unwrap_or_default(),
+            taints: node.spec.taints.clone().unwrap_or_default(),
             too_large: false,
         }
     }
 }
 
 /// Bytes of memory that [`NodeFacts`] needs for what it keeps of a node as it is. Also an empty taint needs its own.
-fn size(node: &Node) -> usize {
+fn size(node: &SeenNode) -> usize {
     let applied = node.annotations().get(APPLIED).map_or(0, String::len);
     let labels = node.labels().iter();
     let labels = labels.map(|(key, value)| size_of::<(String, String)>() + key.len() + value.len());
-    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    let taints = taints.map(|taint| {
+    let taints = node.spec.taints.iter().flatten().map(|taint| {
         let value = taint.value.as_ref().map_or(0, String::len);
         size_of::<Taint>() + taint.key.len() + taint.effect.len() + value
     });
@@ -78,7 +95,7 @@ pub(super) fn note(
     view: &mut View,
     listing: &mut BTreeMap<String, NodeFacts>,
     is_slot: impl Fn(&str) -> bool,
-    event: watcher::Event<Node>,
+    event: watcher::Event<SeenNode>,
 ) -> bool {
     match event {
         watcher::Event::Apply(node) | watcher::Event::InitApply(node) if !is_slot(&node.name_any()) => false,
@@ -107,11 +124,12 @@ pub(super) fn note(
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
     use serde_json::{Value, json};
 
     use super::{super::TEXT_BYTES, *};
 
-    fn node(name: &str, labels: Value, message: &str) -> Node {
+    fn node(name: &str, labels: Value, message: &str) -> SeenNode {
         let ready = json!({"type": "Ready", "status": "False", "message": message});
         let node = json!({"metadata": {"name": name, "labels": labels}, "status": {"conditions": [ready]}});
         serde_json::from_value(node).unwrap()
@@ -138,8 +156,15 @@ mod tests {
         let facts = NodeFacts::of(&node("a", json!({"large": "x".repeat(700_000)}), ""));
         assert!(facts.too_large && facts.labels.is_empty(), "{facts:?}");
         let mut many = node("a", json!({}), "");
-        many.spec = Some(serde_json::from_value(json!({"taints": vec![json!({}); 200]})).unwrap());
+        many.spec.taints = Some(vec![Taint::default(); 200]);
         let facts = NodeFacts::of(&many);
         assert!(facts.too_large && facts.taints.is_empty(), "{facts:?}");
+    }
+
+    #[test]
+    fn link_reads_little_of_a_node() {
+        let (seen, request) = (size_of::<SeenNode>(), size_of::<CertificateSigningRequest>());
+        // What the bound on values says of them.
+        assert!(seen <= 512 && request <= 1024, "{seen} {request} {}", size_of::<Node>());
     }
 }
