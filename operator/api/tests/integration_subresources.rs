@@ -446,3 +446,49 @@ async fn integration_subresources_forward_ports() {
         "nobody listens there"
     );
 }
+
+/// The text of a machine may be small and its objects many: they must not cost the webhooks their process.
+#[tokio::test]
+async fn integration_subresources_expand_many_machines_in_little_memory() {
+    let setup = Setup::start().await;
+    let path = format!("{BASE}/namespaces/org-acme/expand-vm-spec");
+    let machine = |rest: &str, spec: &str| {
+        format!(r#"{{"metadata":{{}}{rest},"spec":{{"template":{{"spec":{{"domain":{{"devices":{{}}}}{spec}}}}}}}}}"#)
+    };
+    let ask = async |body: &str| {
+        let body = kube::client::Body::from(body.as_bytes().to_vec());
+        let answer = setup.client.send(http::Request::put(&path).body(body).unwrap()).await;
+        answer.unwrap().status().as_u16()
+    };
+    assert_eq!(ask(&machine("", "")).await, 200);
+    let before = peak_kib(setup.api.id());
+    let many = |item: &str, count: usize| vec![item; count].join(",");
+    for (body, code) in [
+        (machine(&format!(r#","x":[{}]"#, many(r#"{"":0}"#, 60_000)), ""), 400),
+        (
+            machine("", &format!(r#","volumes":[{}]"#, many(r#"{"name":""}"#, 40_000))),
+            400,
+        ),
+        (
+            machine("", &format!(r#","tolerations":[{}]"#, many("{}", 160_000))),
+            400,
+        ),
+        (
+            machine("", &format!(r#","volumes":[{}]"#, many(r#"{"name":""}"#, 8_000))),
+            200,
+        ),
+    ] {
+        let codes = futures::future::join_all((0..32).map(|_| ask(&body))).await;
+        let (done, busy): (Vec<u16>, Vec<u16>) = codes.into_iter().partition(|of| *of == code);
+        assert!(!done.is_empty() && busy.iter().all(|of| *of == 429), "{code} {busy:?}");
+    }
+    let more = peak_kib(setup.api.id()) - before;
+    assert!(more < 40 << 10, "{more} KiB");
+}
+
+/// The most memory that a process ever had (proc_pid_status(5)).
+fn peak_kib(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse().unwrap()
+}

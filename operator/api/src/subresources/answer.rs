@@ -99,9 +99,9 @@ impl Failure {
     }
 
     /// 429: this replica has enough to do.
-    pub fn too_many(namespace: &str) -> Self {
+    pub fn too_many(what: &str, namespace: &str) -> Self {
         let message =
-            format!("too many streams of namespace {namespace:?}, or of all, are open: close some, or try again");
+            format!("too many {what} of namespace {namespace:?}, or of all, are open: close some, or try again");
         Self::plain(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message)
     }
 

@@ -26,6 +26,13 @@ const TRIES: usize = 5;
 /// Fields of a machine by which it refers to more of its spec.
 const REFERENCES: [&str; 2] = ["spec.instancetype", "spec.preference"];
 
+/// Most values in a machine, those in values among them: each may take some hundred bytes, as little as its text is.
+const VALUES: usize = 16 << 10;
+/// Most fields that are warned of by name.
+const WARNINGS: usize = 31;
+/// Most bytes of such a name; Kubernetes cuts its warnings there as well (apiserver, pkg/endpoints/filters/warning.go).
+const WARNING_BYTES: usize = 256;
+
 /// The machine and its instance.
 pub struct Machines {
     machines: Api<VirtualMachine>,
@@ -57,9 +64,14 @@ pub fn done(code: StatusCode, unknown: &[String]) -> Response {
 }
 
 fn warned(mut response: Response, unknown: &[String]) -> Response {
-    for path in unknown {
-        let warning = format!("299 - \"unknown field \\\"{path}\\\"\"");
-        if let Ok(warning) = HeaderValue::from_str(&warning) {
+    let named = unknown.iter().take(WARNINGS).map(|path| {
+        let path = &path[..path.floor_char_boundary(WARNING_BYTES)];
+        format!("unknown field \\\"{path}\\\"")
+    });
+    let more = unknown.len().saturating_sub(WARNINGS);
+    let more = (more > 0).then(|| format!("{more} more unknown fields"));
+    for warning in named.chain(more) {
+        if let Ok(warning) = HeaderValue::from_str(&format!("299 - \"{warning}\"")) {
             response.headers_mut().append(WARNING, warning);
         }
     }
@@ -120,6 +132,11 @@ impl Change {
 /// PUT `expand-vm-spec`: the machine of the body. Nothing that a spec can refer to is supported, so one that refers to
 /// something is refused, and any other is whole as it stands.
 pub fn expand_given(namespace: &str, body: &Bytes) -> Result<Response, Failure> {
+    if values(body) > VALUES {
+        return Err(Failure::bad_request(format!(
+            "more than {VALUES} values are no machine"
+        )));
+    }
     let mut object: Value = serde_json::from_slice(body).map_err(|error| unreadable(&error))?;
     if !object.is_object() {
         return Err(Failure::invalid("VirtualMachine", &["it is no JSON object".to_owned()]));
@@ -140,6 +157,21 @@ pub fn expand_given(namespace: &str, body: &Bytes) -> Result<Response, Failure> 
     }
     object["metadata"]["namespace"] = namespace.into();
     Ok(warned(Json(object).into_response(), &unknown))
+}
+
+/// How many values a JSON text has at most: brackets and commas outside of strings.
+fn values(json: &[u8]) -> usize {
+    let (mut values, mut quoted, mut escaped) = (0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b'{' | b'[' | b',' if !quoted => values += 1,
+            _ => {}
+        }
+    }
+    values
 }
 
 /// The API of a kind in a namespace.
@@ -259,6 +291,36 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn machine_given_is_not_warned_of_without_end() {
+        let warnings = |unknown: &[String]| {
+            let answer = warned(StatusCode::OK.into_response(), unknown);
+            let warnings = answer.headers().get_all(WARNING).into_iter();
+            warnings
+                .map(|warning| warning.to_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(warnings(&vec!["x".to_owned(); 31]).len(), 31);
+        let many = warnings(&vec!["x".to_owned(); 50_000]);
+        assert_eq!(many.len(), 32);
+        assert_eq!(many[31], "299 - \"49969 more unknown fields\"");
+        assert!(warnings(&["x".repeat(10_000)])[0].len() < 300);
+    }
+
+    #[test]
+    fn machine_given_has_few_values_in_much_text() {
+        assert_eq!(values(br#"{"a":[1,2],"b{[,\\":"\",","c":"\\\\","d":{}}"#), 7);
+        let given = |text: &str, items: Value| {
+            let annotations = json!({"a": text});
+            let spec = json!({"template": {"spec": {"domain": {"devices": {}}}}});
+            let object = json!({"metadata": {"annotations": annotations}, "spec": spec, "x": items});
+            expand_given("ns", &Bytes::from(object.to_string()))
+        };
+        assert!(given(&r#"{"\\,["#.repeat(50_000), json!([])).is_ok());
+        let refused = given("", json!(vec![json!({"": 0}); VALUES / 2])).unwrap_err();
+        assert_eq!(refused.message, "more than 16384 values are no machine");
+    }
 
     #[test]
     fn machine_given_is_answered_whole_or_refused() {

@@ -38,18 +38,19 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
 use serde_json::json;
+use tokio::sync::Mutex;
 
 use answer::Failure;
 use instance::Instances;
 use launcher::Launchers;
 use machine::{Change, Machines};
-use places::{Place, Places};
+use places::{MACHINES, Place, Places, STREAMS};
 use proxy::{Peer, Proxy};
 use resources::{EXPAND_VM_SPEC, GROUP, Operation, Subresource, VERSIONS};
 
 const FIELD_MANAGER: &str = "kubernest-api";
 /// Largest body: a few options.
-const BODY_BYTES: usize = 64 << 10;
+const BODY_BYTES: usize = 8 << 10;
 /// Largest machine in a body; its annotations alone may have half of it (Kubernetes' limit).
 const MACHINE_BYTES: usize = 512 << 10;
 
@@ -71,6 +72,9 @@ struct Subresources {
     proxy: Proxy,
     launchers: Launchers,
     streams: Places,
+    machines: Places,
+    /// Held while a machine is read, which takes many times the memory that its text does.
+    reading: Mutex<()>,
     answered: Family<Answered, Counter>,
     streaming: Family<Streaming, Gauge>,
 }
@@ -97,7 +101,9 @@ pub fn router(client: Client, namespace: String, proxy: Proxy, metrics: &Metrics
         launchers: Launchers::new(client.clone(), namespace),
         client,
         proxy,
-        streams: Places::default(),
+        streams: Places::new(STREAMS),
+        machines: Places::new(MACHINES),
+        reading: Mutex::default(),
         answered,
         streaming,
     });
@@ -252,7 +258,7 @@ impl Subresources {
 
     async fn change(&self, wanted: &authorize::Request, body: Body) -> Result<Response, Failure> {
         let (most, _held) = match wanted.subresource.operation {
-            Operation::ExpandGiven => (MACHINE_BYTES, Some(self.place(wanted)?)),
+            Operation::ExpandGiven => (MACHINE_BYTES, Some(place(&self.machines, "machines", wanted)?)),
             _ => (BODY_BYTES, None),
         };
         let body: Bytes = axum::body::to_bytes(body, most)
@@ -267,7 +273,10 @@ impl Subresources {
             Operation::Unpause => instances.unpause(&body).await,
             Operation::SoftReboot => instances.soft_reboot().await,
             Operation::Reset => instances.reset().await,
-            Operation::ExpandGiven => machine::expand_given(&wanted.namespace, &body),
+            Operation::ExpandGiven => {
+                let _alone = self.reading.lock().await;
+                machine::expand_given(&wanted.namespace, &body)
+            }
             Operation::ExpandSpec
             | Operation::PortForward
             | Operation::Console
@@ -337,14 +346,14 @@ impl Subresources {
 
     /// A place among all that take memory for as long as their clients like.
     fn hold(&self, wanted: &authorize::Request) -> Result<impl Send + 'static + use<>, Failure> {
-        let place = self.place(wanted)?;
+        let place = place(&self.streams, "streams", wanted)?;
         Ok((place, Open::new(&self.streaming, wanted.subresource.name)))
     }
+}
 
-    fn place(&self, wanted: &authorize::Request) -> Result<Place, Failure> {
-        let place = self.streams.take(&wanted.namespace);
-        place.ok_or_else(|| Failure::too_many(&wanted.namespace))
-    }
+fn place(places: &Places, what: &str, wanted: &authorize::Request) -> Result<Place, Failure> {
+    let place = places.take(&wanted.namespace);
+    place.ok_or_else(|| Failure::too_many(what, &wanted.namespace))
 }
 
 /// Counts an open stream while it lives.

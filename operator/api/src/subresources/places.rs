@@ -1,19 +1,37 @@
-//! How many streams are open at once: in one replica, so that its memory is bounded, and of one namespace, so that none
-//! keeps the others from their consoles.
+//! How much of what takes memory is served at once: in one replica, so that its memory is bounded, and of one namespace, so
+//! that none keeps the others from their consoles.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Streams at once in one replica; each may hold some hundred KiB.
-const STREAMS: usize = 256;
-/// Of those, of one namespace.
-const OF_A_NAMESPACE: usize = 64;
+/// How many there are.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// At once in one replica.
+    all: usize,
+    /// Of those, of one namespace.
+    of_a_namespace: usize,
+}
+
+/// Streams: each may hold some hundred KiB.
+pub const STREAMS: Room = Room {
+    all: 256,
+    of_a_namespace: 64,
+};
+/// Machines in bodies: each may hold half a MiB.
+pub const MACHINES: Room = Room {
+    all: 16,
+    of_a_namespace: 4,
+};
 
 /// The places, taken by namespace. Clones share them.
-#[derive(Clone, Debug, Default)]
-pub struct Places(Arc<Mutex<BTreeMap<String, usize>>>);
+#[derive(Clone, Debug)]
+pub struct Places {
+    room: Room,
+    taken: Arc<Mutex<BTreeMap<String, usize>>>,
+}
 
 /// A place, given back when dropped.
 #[derive(Debug)]
@@ -23,11 +41,19 @@ pub struct Place {
 }
 
 impl Places {
+    /// All of them free.
+    pub fn new(room: Room) -> Self {
+        Self {
+            room,
+            taken: Arc::default(),
+        }
+    }
+
     /// Takes a place; `None` when there is none.
     pub fn take(&self, namespace: &str) -> Option<Place> {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let of_namespace = taken.get(namespace).copied().unwrap_or_default();
-        if of_namespace >= OF_A_NAMESPACE || taken.values().sum::<usize>() >= STREAMS {
+        if of_namespace >= self.room.of_a_namespace || taken.values().sum::<usize>() >= self.room.all {
             return None;
         }
         taken.insert(namespace.to_owned(), of_namespace + 1);
@@ -40,7 +66,7 @@ impl Places {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut taken = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
         match taken.get_mut(&self.namespace) {
             Some(number) if *number > 1 => *number -= 1,
             _ => drop(taken.remove(&self.namespace)),
@@ -54,9 +80,9 @@ mod tests {
 
     #[test]
     fn places_of_one_namespace_leave_room_for_others() {
-        let places = Places::default();
+        let places = Places::new(STREAMS);
         let held: Vec<Place> = std::iter::from_fn(|| places.take("greedy")).collect();
-        assert_eq!(held.len(), OF_A_NAMESPACE);
+        assert_eq!(held.len(), STREAMS.of_a_namespace);
         let other = places.take("other");
         assert!(other.is_some());
         drop(held);
@@ -64,10 +90,10 @@ mod tests {
         drop(other);
         let all: Vec<Place> = (0..)
             .map_while(|n| places.take(&format!("n{n}")))
-            .take(STREAMS + 1)
+            .take(STREAMS.all + 1)
             .collect();
-        assert_eq!(all.len(), STREAMS);
+        assert_eq!(all.len(), STREAMS.all);
         drop(all);
-        assert!(places.0.lock().unwrap().is_empty());
+        assert!(places.taken.lock().unwrap().is_empty());
     }
 }
