@@ -74,7 +74,10 @@ async fn drained(outer: &Outer, machine: &Machine<'_>, space: &str, first: &str)
     let events = outer.kubectl(&["get", "events", "-n", space, "-o", "jsonpath={.items[*].reason}"])?;
     // Its kubelet tells its end before it takes the volumes down, and deletes it only then.
     let mut reasons = events.split(' ');
-    ensure!(reasons.any(|reason| reason == "PodEvicted"), "nobody says why: {events}");
+    ensure!(
+        reasons.any(|reason| reason == "PodEvicted"),
+        "nobody says why: {events}"
+    );
     outer.kubectl(&["uncordon", &node])?;
     Ok(second)
 }

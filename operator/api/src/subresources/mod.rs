@@ -258,7 +258,10 @@ impl Subresources {
 
     async fn change(&self, wanted: &authorize::Request, body: Body) -> Result<Response, Failure> {
         let (most, _held) = match wanted.subresource.operation {
-            Operation::ExpandGiven => (MACHINE_BYTES, Some(place(&self.machines, "machines", wanted)?)),
+            Operation::ExpandGiven => (
+                MACHINE_BYTES,
+                Some(place(&self.machines, "requests to expand machines", wanted)?),
+            ),
             _ => (BODY_BYTES, None),
         };
         let body: Bytes = axum::body::to_bytes(body, most)
