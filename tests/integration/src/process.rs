@@ -1,10 +1,10 @@
 //! Child processes that end with the test, and waiting for conditions.
 
 use std::{
-    collections::hash_map::RandomState,
+    collections::hash_map::{DefaultHasher, RandomState},
     ffi::OsStr,
     fs::File,
-    hash::{BuildHasher, Hasher},
+    hash::{BuildHasher, BuildHasherDefault, Hash},
     io,
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
@@ -106,14 +106,15 @@ const PORTS_OF_A_TEST: u64 = 256;
 /// # Errors
 /// When the system has none.
 pub fn free_port() -> io::Result<u16> {
-    // Each test is a process of its own, with a range of its own if nextest runs it: some ports are used minutes later.
+    // Each test is a process of its own, with a range of its own among those of its nextest run: some ports are used
+    // minutes after they were chosen.
     static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
         let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").ok();
         let slot = slot.and_then(|slot| slot.parse::<u64>().ok());
-        AtomicU64::new(slot.map_or_else(
-            || RandomState::new().build_hasher().finish() >> 1,
-            |slot| slot * PORTS_OF_A_TEST,
-        ))
+        AtomicU64::new(match (slot, std::env::var("NEXTEST_RUN_ID")) {
+            (Some(slot), Ok(run)) => hash(run) + slot * PORTS_OF_A_TEST,
+            _ => RandomState::new().hash_one(()) >> 1,
+        })
     });
     let count = u64::from(PORTS.end - PORTS.start);
     let ports = PORTS.map(|_| PORTS.start + u16::try_from(NEXT.fetch_add(1, Ordering::Relaxed) % count).unwrap_or(0));
@@ -124,6 +125,11 @@ pub fn free_port() -> io::Result<u16> {
         }
     }
     Err(io::ErrorKind::AddrInUse.into())
+}
+
+/// The same in each process.
+fn hash(text: impl Hash) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(text) >> 1
 }
 
 /// Asks again and again until the condition holds; whether it did in time.
