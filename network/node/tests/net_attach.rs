@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use kubernest_node::attach::AttachError;
 use kubernest_plan::Refused;
 use serde_json::json;
-use stage::{Stage};
+use stage::Stage;
 
 fn ip(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
