@@ -18,6 +18,9 @@ pub mod reasons {
     pub const FORBIDDEN: &str = "FieldValueForbidden";
 }
 
+/// Most causes that are told. Nobody reads more, and a hostile object has some ten thousand.
+const CAUSES: usize = 100;
+
 /// One reason why an object is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Cause {
@@ -33,6 +36,7 @@ pub struct Cause {
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     causes: Vec<Cause>,
+    more: bool,
     warnings: Vec<String>,
 }
 
@@ -44,8 +48,13 @@ impl Report {
             field: field.into(),
             message: message.into(),
         };
-        if !self.causes.contains(&cause) {
+        if self.causes.contains(&cause) {
+            return;
+        }
+        if self.causes.len() < CAUSES {
             self.causes.push(cause);
+        } else {
+            self.more = true;
         }
     }
 
@@ -81,8 +90,9 @@ impl Report {
 
     /// The decision, whose message is `message` of the causes.
     pub fn decide(self, message: fn(&[Cause]) -> String) -> Decision {
+        let more = if self.more { ", and more" } else { "" };
         Decision {
-            message: message(&self.causes),
+            message: message(&self.causes) + more,
             causes: self.causes,
             warnings: self.warnings,
         }
@@ -120,4 +130,23 @@ pub fn with_fields(causes: &[Cause]) -> String {
 pub fn kubevirt_style(causes: &[Cause]) -> String {
     let lines: Vec<_> = causes.iter().map(|cause| cause.message.as_str()).collect();
     lines.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decision_tells_some_causes_of_many() {
+        let mut report = Report::default();
+        for number in 0..100 {
+            report.invalid(format!("spec.a[{number}]"), "no");
+            report.invalid("spec.a[0]", "no");
+        }
+        assert!(report.clone().decide(with_fields).message.ends_with("spec.a[99]: no"));
+        report.invalid("spec.a[100]", "no");
+        let decision = report.decide(with_fields);
+        assert_eq!(decision.causes.len(), CAUSES);
+        assert!(decision.message.ends_with("spec.a[99]: no, and more"));
+    }
 }

@@ -61,16 +61,25 @@ pub fn defaulted_instance(object: &Value) -> Option<Value> {
     Some(spec)
 }
 
-/// Decides upon an object by its kind; `None` for kinds that Kubernest has no rules for.
-pub fn admit(installation: &Installation, kind: &str, review: Review<'_>) -> Option<Decision> {
-    let decide: fn(&Installation, Review<'_>) -> Decision = match kind {
+/// Whether there are rules for a kind.
+pub fn has_rules(kind: &str) -> bool {
+    rules(kind).is_some()
+}
+
+fn rules(kind: &str) -> Option<fn(&Installation, Review<'_>) -> Decision> {
+    Some(match kind {
         "TenantCluster" => tenantcluster::decide,
         "VirtualMachine" => machine::decide_virtual_machine,
         "VirtualMachineInstance" => machine::decide_virtual_machine_instance,
         "VirtualMachineInstancePreset" => machine::decide_preset,
         "VirtualMachineInstanceReplicaSet" => machine::decide_replica_set,
         _ => return None,
-    };
+    })
+}
+
+/// Decides upon an object by its kind; `None` for kinds that Kubernest has no rules for.
+pub fn admit(installation: &Installation, kind: &str, review: Review<'_>) -> Option<Decision> {
+    let decide = rules(kind)?;
     if let Some(refused) = machine::guard(kind, review) {
         return Some(refused);
     }

@@ -4,6 +4,7 @@
 
 mod admit;
 mod args;
+mod bodies;
 mod bundles;
 mod certificate;
 mod convert;

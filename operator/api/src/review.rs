@@ -5,31 +5,52 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use kubernest_admission::{Decision, Mutation};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
-/// The review that the API server sends.
+use crate::bodies::{VALUES, values};
+
+/// The review that the API server sends, its objects not read yet.
 #[derive(Debug, Deserialize)]
-pub struct AdmissionReview {
-    pub request: Request,
+pub struct AdmissionReview<'a> {
+    #[serde(borrow)]
+    pub request: Request<&'a RawValue>,
 }
 
 /// Its request.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Request {
+pub struct Request<Object = Value> {
     pub uid: String,
     pub kind: Kind,
     #[serde(default)]
     pub name: String,
     #[serde(default)]
     pub namespace: String,
-    pub operation: String,
-    #[serde(default)]
-    pub object: Option<Value>,
-    #[serde(default)]
-    pub old_object: Option<Value>,
+    pub operation: Operation,
+    pub object: Option<Object>,
+    pub old_object: Option<Object>,
     #[serde(default)]
     pub user_info: UserInfo,
+}
+
+/// What is done to the object. One of few, as the metrics count by it.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Operation {
+    Create,
+    Update,
+    Delete,
+}
+
+impl Operation {
+    /// As on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+        }
+    }
 }
 
 /// Kind of the object.
@@ -45,6 +66,49 @@ pub struct Kind {
 pub struct UserInfo {
     #[serde(default)]
     pub username: String,
+}
+
+impl Request<&RawValue> {
+    /// How many values there are to be read.
+    pub fn values(&self) -> usize {
+        let objects = [self.object, self.old_object];
+        objects.iter().flatten().map(|object| count(object)).sum()
+    }
+
+    /// Whether the object is more than is ever read. One that does not grow is let through, so that it can be mended, and
+    /// go.
+    pub fn is_too_much(&self) -> bool {
+        let before = self.old_object.map_or(0, count);
+        self.object.is_some_and(|object| count(object) > VALUES.max(before))
+    }
+
+    /// With its objects read.
+    pub fn whole(self) -> serde_json::Result<Request> {
+        let read = |object: Option<&RawValue>| object.map(|object| serde_json::from_str(object.get())).transpose();
+        Ok(Request {
+            object: read(self.object)?,
+            old_object: read(self.old_object)?,
+            ..self.without_objects()
+        })
+    }
+
+    /// Without what it is about, for an answer that needs no more.
+    pub fn without_objects(self) -> Request {
+        Request {
+            uid: self.uid,
+            kind: self.kind,
+            name: self.name,
+            namespace: self.namespace,
+            operation: self.operation,
+            object: None,
+            old_object: None,
+            user_info: self.user_info,
+        }
+    }
+}
+
+fn count(object: &RawValue) -> usize {
+    values(object.get().as_bytes())
 }
 
 impl Request {
@@ -116,6 +180,28 @@ mod tests {
         assert!(request("system:serviceaccount:kubernest-system:kubernest-operator").is_own("kubernest-system"));
         assert!(!request("system:serviceaccount:org:kubernest-operator").is_own("kubernest-system"));
         assert!(!request("kubernest-system").is_own("kubernest-system"));
+    }
+
+    #[test]
+    fn review_may_be_of_much_that_does_not_grow() {
+        let much = json!(vec![0; VALUES]);
+        let more = json!(vec![0; VALUES + 1]);
+        for (object, old, is_too_much) in [
+            (Some(&much), None, false),
+            (Some(&more), None, true),
+            (Some(&more), Some(&much), true),
+            (Some(&more), Some(&more), false),
+            (Some(&much), Some(&more), false),
+            (None, Some(&more), false),
+        ] {
+            let request =
+                json!({"uid": "1", "kind": {"kind": "A"}, "operation": "UPDATE", "object": object, "oldObject": old});
+            let text = json!({"request": request}).to_string();
+            let review: AdmissionReview<'_> = serde_json::from_str(&text).unwrap();
+            assert_eq!(review.request.is_too_much(), is_too_much);
+            let whole = review.request.whole().unwrap();
+            assert_eq!((whole.object.as_ref(), whole.old_object.as_ref()), (object, old));
+        }
     }
 
     #[test]

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, State},
-    http::StatusCode,
+    body::Body,
+    extract::State,
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::post,
 };
-use kubernest_admission::{Decision, Installation, Mutation, Review};
+use kubernest_admission::{Decision, Installation, Mutation, Report, Review};
 use kubernest_runtime::{Metrics, server::Readiness};
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -19,18 +20,21 @@ use prometheus_client::{
 use serde_json::Value;
 
 use crate::{
+    bodies::{Turns, VALUES},
     convert,
     presets::Presets,
     review::{AdmissionReview, Request, answer, completed},
 };
 
-/// Largest review: etcd takes objects of 1.5 MiB, a review holds the object twice.
+/// Largest review: the API server takes bodies of 3 MiB, and a review holds the object twice.
 const BODY_BYTES: usize = 8 << 20;
+/// Largest page of a list to convert, which the API server sends at once.
+const CONVERSION_BYTES: usize = 16 << 20;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
     kind: String,
-    operation: String,
+    operation: &'static str,
     allowed: &'static str,
 }
 
@@ -38,6 +42,7 @@ struct Webhooks {
     installation: Installation,
     namespace: String,
     presets: Presets,
+    turns: Turns,
     reviews: Family<Outcome, Counter>,
 }
 
@@ -45,7 +50,7 @@ impl Webhooks {
     fn count(&self, request: &Request, allowed: bool) {
         let outcome = Outcome {
             kind: request.kind.kind.clone(),
-            operation: request.operation.clone(),
+            operation: request.operation.name(),
             allowed: if allowed { "true" } else { "false" },
         };
         self.reviews.get_or_create(&outcome).inc();
@@ -80,68 +85,84 @@ pub fn router(
         installation,
         namespace,
         presets,
+        turns: Turns::default(),
         reviews,
     });
+    let review = |answer: fn(&Webhooks, &Request) -> Response| {
+        post(async move |State(webhooks), headers, body| reviewed(webhooks, headers, body, answer).await)
+    };
     Router::new()
-        .route("/validate/tenantclusters", post(validate))
-        .route("/validate/virtualmachines", post(validate))
-        .route("/validate/virtualmachineinstances", post(validate))
-        .route("/validate/virtualmachineinstancepresets", post(validate))
-        .route("/mutate/virtualmachines", post(mutate_machine))
-        .route("/mutate/virtualmachineinstances", post(mutate))
-        .route("/convert", post(convert::convert))
-        .route("/validate/virtualmachineinstancereplicasets", post(validate))
-        .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .route("/validate/tenantclusters", review(validate))
+        .route("/validate/virtualmachines", review(validate))
+        .route("/validate/virtualmachineinstances", review(validate))
+        .route("/validate/virtualmachineinstancepresets", review(validate))
+        .route("/validate/virtualmachineinstancereplicasets", review(validate))
+        .route("/mutate/virtualmachines", review(mutate_machine))
+        .route("/mutate/virtualmachineinstances", review(mutate))
+        .route("/convert", post(converted))
         .with_state(state)
         .merge(kubernest_runtime::server::health_routes(readiness))
 }
 
-async fn validate(State(webhooks): State<Arc<Webhooks>>, Json(review): Json<AdmissionReview>) -> Response {
-    let request = review.request;
-    let decision = match &request.object {
-        // A deletion has no object, and nothing about it is refused here.
-        None => Some(Decision::default()),
-        Some(object) => {
-            let own_request = request.is_own(&webhooks.namespace);
-            let review = Review {
-                object,
-                old: request.old_object.as_ref(),
-                own_request,
-            };
-            kubernest_admission::admit(&webhooks.installation, &request.kind.kind, review)
-        }
-    };
-    let Some(decision) = decision else {
-        return (
-            StatusCode::BAD_REQUEST,
-            format!("no rules for kind {}", request.kind.kind),
-        )
-            .into_response();
-    };
-    if !decision.allowed() {
-        return Json(webhooks.refuse(&request, &decision)).into_response();
+/// Reads a review, within bounds, and answers it.
+async fn reviewed(
+    webhooks: Arc<Webhooks>,
+    headers: HeaderMap,
+    body: Body,
+    answer: fn(&Webhooks, &Request) -> Response,
+) -> Result<Response, Response> {
+    let (body, _turn) = webhooks.turns.read(&headers, body, BODY_BYTES).await?;
+    let bad_request = |error: serde_json::Error| (StatusCode::BAD_REQUEST, error.to_string()).into_response();
+    let request = serde_json::from_slice::<AdmissionReview<'_>>(&body)
+        .map_err(bad_request)?
+        .request;
+    let kind = &request.kind.kind;
+    if !kubernest_admission::has_rules(kind) {
+        return Err((StatusCode::BAD_REQUEST, format!("no rules for kind {kind}")).into_response());
     }
-    webhooks.count(&request, true);
-    Json(answer(&request, &decision)).into_response()
+    if request.is_too_much() {
+        let mut report = Report::default();
+        report.invalid("", format!("more than {VALUES} values are no {kind}"));
+        let decision = report.decide(|causes| causes[0].message.clone());
+        return Ok(Json(webhooks.refuse(&request.without_objects(), &decision)).into_response());
+    }
+    let _turn = webhooks.turns.many(request.values()).await;
+    Ok(answer(&webhooks, &request.whole().map_err(bad_request)?))
+}
+
+fn validate(webhooks: &Webhooks, request: &Request) -> Response {
+    // A deletion has no object, and nothing about it is refused here.
+    let decision = request.object.as_ref().and_then(|object| {
+        let review = Review {
+            object,
+            old: request.old_object.as_ref(),
+            own_request: request.is_own(&webhooks.namespace),
+        };
+        kubernest_admission::admit(&webhooks.installation, &request.kind.kind, review)
+    });
+    let decision = decision.unwrap_or_default();
+    if !decision.allowed() {
+        return Json(webhooks.refuse(request, &decision)).into_response();
+    }
+    webhooks.count(request, true);
+    Json(answer(request, &decision)).into_response()
 }
 
 /// Completes a new instance.
-async fn mutate(State(webhooks): State<Arc<Webhooks>>, Json(review): Json<AdmissionReview>) -> Response {
-    let request = review.request;
+fn mutate(webhooks: &Webhooks, request: &Request) -> Response {
     let Some(object) = &request.object else {
         return (StatusCode::BAD_REQUEST, "there is no object to complete").into_response();
     };
     let presets = webhooks.presets.of(&request.namespace, object);
     let uuid = uuid::Uuid::new_v4().to_string();
     match kubernest_admission::mutate(object, &presets, &uuid) {
-        Ok(done) => Json(completed(&request, object, &done)).into_response(),
-        Err(decision) => Json(webhooks.refuse(&request, &decision)).into_response(),
+        Ok(done) => Json(completed(request, object, &done)).into_response(),
+        Err(decision) => Json(webhooks.refuse(request, &decision)).into_response(),
     }
 }
 
 /// Completes a machine that is new or changed.
-async fn mutate_machine(Json(review): Json<AdmissionReview>) -> Response {
-    let request = review.request;
+fn mutate_machine(_: &Webhooks, request: &Request) -> Response {
     let Some(object) = &request.object else {
         return (StatusCode::BAD_REQUEST, "there is no object to complete").into_response();
     };
@@ -149,7 +170,18 @@ async fn mutate_machine(Json(review): Json<AdmissionReview>) -> Response {
         object: complete_machine(object, request.old_object.as_ref()),
         warnings: Vec::new(),
     };
-    Json(completed(&request, object, &done)).into_response()
+    Json(completed(request, object, &done)).into_response()
+}
+
+async fn converted(
+    State(webhooks): State<Arc<Webhooks>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Response> {
+    let (body, _turn) = webhooks.turns.read(&headers, body, CONVERSION_BYTES).await?;
+    let answer = convert::convert(&body);
+    let answer = answer.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()).into_response())?;
+    Ok(([(CONTENT_TYPE, "application/json")], answer).into_response())
 }
 
 /// The machine with its gaps filled; its guest's UUID and serial number are drawn by chance.

@@ -83,18 +83,19 @@ impl Setup {
             "the webhook is not asked; kubernest-api said\n{}",
             setup.api.tail(20)
         );
-        // Mutation, conversion and validation at once.
-        let probe = manifest(
-            "kind: VirtualMachineInstance\napiVersion: kubevirt.io/v1alpha3\nmetadata: {name: probe}\n\
-             spec: {domain: {devices: {}, memory: {guest: 64Mi}}}",
-        );
-        let converted = wait_until(LIMIT, || async { setup.dry_run(&probe).await.is_ok() });
-        assert!(
-            converted.await,
-            "{:?}; kubernest-api said\n{}",
-            setup.dry_run(&probe).await,
-            setup.api.tail(20)
-        );
+        // Mutation, conversion and validation at once; each definition has a bundle of its own.
+        for (kind, spec) in every_spec() {
+            let probe = manifest(&format!(
+                "kind: {kind}\napiVersion: kubevirt.io/v1alpha3\nmetadata: {{name: probe}}\nspec: {spec}"
+            ));
+            let converted = wait_until(LIMIT, || async { setup.dry_run(&probe).await.is_ok() });
+            assert!(
+                converted.await,
+                "{:?}; kubernest-api said\n{}",
+                setup.dry_run(&probe).await,
+                setup.api.tail(20)
+            );
+        }
         setup
     }
 
@@ -474,18 +475,12 @@ async fn integration_machines_are_completed_and_do_not_drift() {
     assert_eq!(setup.stored(&created).await.unwrap().data, replaced.data);
 }
 
-#[tokio::test]
-async fn integration_every_kind_is_served_in_two_versions() {
-    let setup = Setup::start().await;
-    let of = |kind: &str, version: &str, name: &str, spec: &str| {
-        manifest(&format!(
-            "kind: {kind}\napiVersion: kubevirt.io/{version}\nmetadata: {{name: {name}}}\nspec: {spec}"
-        ))
-    };
+/// A spec of each kind that has two versions.
+fn every_spec() -> [(&'static str, String); 4] {
     let instance = "{domain: {devices: {}, memory: {guest: 64Mi}}}";
     let labelled = format!("{{metadata: {{labels: {{app: a}}}}, spec: {instance}}}");
     let selector = "selector: {matchLabels: {app: a}}";
-    for (kind, spec) in [
+    [
         ("VirtualMachineInstance", instance.to_owned()),
         (
             "VirtualMachine",
@@ -499,7 +494,18 @@ async fn integration_every_kind_is_served_in_two_versions() {
             "VirtualMachineInstancePreset",
             format!("{{{selector}, domain: {{devices: {{}}, cpu: {{cores: 2}}}}}}"),
         ),
-    ] {
+    ]
+}
+
+#[tokio::test]
+async fn integration_every_kind_is_served_in_two_versions() {
+    let setup = Setup::start().await;
+    let of = |kind: &str, version: &str, name: &str, spec: &str| {
+        manifest(&format!(
+            "kind: {kind}\napiVersion: kubevirt.io/{version}\nmetadata: {{name: {name}}}\nspec: {spec}"
+        ))
+    };
+    for (kind, spec) in every_spec() {
         for (first, second) in [("v1alpha3", "v1"), ("v1", "v1alpha3")] {
             let of = |version: &str| of(kind, version, &format!("made-as-{first}"), &spec);
             let made = setup.create(&of(first)).await;
@@ -634,4 +640,46 @@ async fn integration_editors_write_specs_and_no_status() {
         let found = kubectl(&["get", resource, "edited", "-o", "jsonpath={.status}"]);
         assert!(found.0 && !found.1.contains("Ready"), "{resource}: {found:?}");
     }
+}
+
+/// The text of an object may be small and its values many: one user's writes must not cost everybody's webhooks their
+/// process.
+#[tokio::test]
+async fn integration_objects_of_many_values_are_refused_in_little_memory() {
+    let setup = Setup::start().await;
+    let instance = |annotation: &str, item: &str, count: usize| {
+        let items = vec![item; count].join(",");
+        format!(
+            r#"{{"apiVersion":"kubevirt.io/v1","kind":"VirtualMachineInstance","metadata":{{"name":"many","annotations":{{"a":"{annotation}"}}}},"spec":{{"domain":{{"devices":{{}},"memory":{{"guest":"64Mi"}}}},"volumes":[{items}]}}}}"#
+        )
+    };
+    let path = "/apis/kubevirt.io/v1/namespaces/org-acme/virtualmachineinstances";
+    let ask = async |body: &str| loop {
+        let request = http::Request::post(path).header("content-type", "application/json");
+        let request = request.body(body.as_bytes().to_vec()).unwrap();
+        let refused = status(setup.client.request::<Value>(request).await.unwrap_err());
+        // Of a webhook's answer the API server waits for some seconds, which a slow machine may take for its own part.
+        if !refused.message.contains("deadline exceeded") {
+            return refused;
+        }
+    };
+    let few = ask(&instance("", r#"{"name":""}"#, 1)).await;
+    assert!(few.message.contains("volumes[0]"), "{}", few.message);
+    let before = setup.api.peak_kib().unwrap();
+    for (body, expected) in [
+        (
+            instance("", r#"{"name":""}"#, 250_000),
+            "more than 16384 values are no VirtualMachineInstance",
+        ),
+        // Text is no values, and completing an object makes more of them.
+        (instance(&"[,".repeat(100_000), r#"{"name":""}"#, 2_500), ", and more"),
+    ] {
+        let answers = futures::future::join_all((0..3).map(|_| ask(&body))).await;
+        for answer in answers {
+            assert_eq!(answer.code, 422, "{}", answer.message);
+            assert!(answer.message.contains(expected), "{}", answer.message);
+        }
+    }
+    let more = setup.api.peak_kib().unwrap() - before;
+    assert!(more < 60 << 10, "{more} KiB");
 }

@@ -176,13 +176,6 @@ async fn subresources(setup: &Setup) -> Vec<(String, String)> {
     found
 }
 
-/// Most memory that kubernest-api has had.
-fn peak_kib(setup: &Setup) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", setup.api.id())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn integration_hostile_launchers_cost_their_own_requests_only() {
     let setup = Setup::start().await;
@@ -287,7 +280,7 @@ async fn integration_hostile_launchers_cost_their_own_requests_only() {
     assert_eq!(served, 5);
 
     assert_eq!(trap.seen(), 0, "a redirection was followed");
-    let peak = peak_kib(&setup);
+    let peak = setup.api.peak_kib().unwrap();
     println!("kubernest-api had {} MiB at most", peak >> 10);
     assert!(peak < MEMORY_KIB, "kubernest-api had {peak} KiB");
     // Nothing is held once its client has gone but the one question after news of the guest's agent.

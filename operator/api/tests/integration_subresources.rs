@@ -461,7 +461,7 @@ async fn integration_subresources_expand_many_machines_in_little_memory() {
         answer.unwrap().status().as_u16()
     };
     assert_eq!(ask(&machine("", "")).await, 200);
-    let before = peak_kib(setup.api.id());
+    let before = setup.api.peak_kib().unwrap();
     let many = |item: &str, count: usize| vec![item; count].join(",");
     for (body, code) in [
         (machine(&format!(r#","x":[{}]"#, many(r#"{"":0}"#, 60_000)), ""), 400),
@@ -482,13 +482,6 @@ async fn integration_subresources_expand_many_machines_in_little_memory() {
         let (done, busy): (Vec<u16>, Vec<u16>) = codes.into_iter().partition(|of| *of == code);
         assert!(!done.is_empty() && busy.iter().all(|of| *of == 429), "{code} {busy:?}");
     }
-    let more = peak_kib(setup.api.id()) - before;
+    let more = setup.api.peak_kib().unwrap() - before;
     assert!(more < 40 << 10, "{more} KiB");
-}
-
-/// The most memory that a process ever had (proc_pid_status(5)).
-fn peak_kib(process: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.trim().trim_end_matches(" kB").parse().unwrap()
 }

@@ -20,14 +20,13 @@ use super::{
     answer::{Failure, Kind},
     lifecycle::{self, Found, RestartOptions, StartOptions, StopOptions},
 };
+use crate::bodies::{VALUES, values};
 
 /// How often a decision is made anew because what it was made on has changed.
 const TRIES: usize = 5;
 /// Fields of a machine by which it refers to more of its spec.
 const REFERENCES: [&str; 2] = ["spec.instancetype", "spec.preference"];
 
-/// Most values in a machine, those in values among them: each may take some hundred bytes, as little as its text is.
-const VALUES: usize = 16 << 10;
 /// Most fields that are warned of by name.
 const WARNINGS: usize = 31;
 /// Most bytes of such a name; Kubernetes cuts its warnings there as well (apiserver, pkg/endpoints/filters/warning.go).
@@ -157,21 +156,6 @@ pub fn expand_given(namespace: &str, body: &Bytes) -> Result<Response, Failure> 
     }
     object["metadata"]["namespace"] = namespace.into();
     Ok(warned(Json(object).into_response(), &unknown))
-}
-
-/// How many values a JSON text has at most: brackets and commas outside of strings.
-fn values(json: &[u8]) -> usize {
-    let (mut values, mut quoted, mut escaped) = (0, false, false);
-    for byte in json {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = quoted,
-            b'"' => quoted = !quoted,
-            b'{' | b'[' | b',' if !quoted => values += 1,
-            _ => {}
-        }
-    }
-    values
 }
 
 /// The API of a kind in a namespace.
@@ -310,7 +294,6 @@ mod tests {
 
     #[test]
     fn machine_given_has_few_values_in_much_text() {
-        assert_eq!(values(br#"{"a":[1,2],"b{[,\\":"\",","c":"\\\\","d":{}}"#), 7);
         let given = |text: &str, items: Value| {
             let annotations = json!({"a": text});
             let spec = json!({"template": {"spec": {"domain": {"devices": {}}}}});

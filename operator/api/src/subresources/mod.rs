@@ -31,6 +31,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, get},
 };
+use futures::StreamExt;
 use kube::Client;
 use kubernest_runtime::Metrics;
 use prometheus_client::{
@@ -258,10 +259,13 @@ impl Subresources {
 
     async fn change(&self, wanted: &authorize::Request, body: Body) -> Result<Response, Failure> {
         let (most, _held) = match wanted.subresource.operation {
-            Operation::ExpandGiven => (
-                MACHINE_BYTES,
-                Some(place(&self.machines, "requests to expand machines", wanted)?),
-            ),
+            Operation::ExpandGiven => match place(&self.machines, "requests to expand machines", wanted) {
+                Ok(place) => (MACHINE_BYTES, Some(place)),
+                Err(refused) => {
+                    throw_away(body, MACHINE_BYTES).await;
+                    return Err(refused);
+                }
+            },
             _ => (BODY_BYTES, None),
         };
         let body: Bytes = axum::body::to_bytes(body, most)
@@ -357,6 +361,17 @@ impl Subresources {
 fn place(places: &Places, what: &str, wanted: &authorize::Request) -> Result<Place, Failure> {
     let place = places.take(&wanted.namespace);
     place.ok_or_else(|| Failure::too_many(what, &wanted.namespace))
+}
+
+/// Reads a body without keeping it: who is still sending may not hear an answer.
+async fn throw_away(body: Body, most: usize) {
+    let mut chunks = body.into_data_stream();
+    let mut left = most;
+    while let Some(Ok(chunk)) = chunks.next().await
+        && chunk.len() <= left
+    {
+        left -= chunk.len();
+    }
 }
 
 /// Counts an open stream while it lives.
