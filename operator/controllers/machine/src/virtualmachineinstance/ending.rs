@@ -18,6 +18,10 @@ const NODE_REASONS: [&str; 4] = ["Evicted", "Preempting", "Terminated", "NodeShu
 /// Reason of a run that ended as asked.
 const STOPPED: &str = "Stopped";
 
+/// What is known of a run whose reason is [`reasons::OOM_KILLED`].
+const KILLED: &str =
+    "a process of the launcher pod was killed, as the pod took more memory than its limit or than its node had";
+
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ending {
@@ -174,6 +178,19 @@ fn by_termination(status: &PodStatus) -> Ending {
             TerminationReason::Stopped => STOPPED,
             TerminationReason::LaunchFailed => "LaunchFailed",
         };
+        // The launcher sees qemu end without a word, where the kernel has chosen it.
+        let killed = terminated.is_some_and(|state| state.reason.as_deref() == Some(reasons::OOM_KILLED));
+        if killed
+            && matches!(
+                words.reason,
+                TerminationReason::GuestCrashed | TerminationReason::LaunchFailed
+            )
+        {
+            return Ending {
+                serial: words.serial,
+                ..Ending::failed(reasons::OOM_KILLED, KILLED.to_owned())
+            };
+        }
         return Ending {
             phase,
             reason: reason.to_owned(),
@@ -185,6 +202,7 @@ fn by_termination(status: &PodStatus) -> Ending {
         .and_then(|state| state.reason.clone())
         .or_else(|| status.reason.clone());
     let message = match terminated {
+        Some(state) if state.reason.as_deref() == Some(reasons::OOM_KILLED) => KILLED.to_owned(),
         Some(state) => format!("the launcher ended with code {} and without a word", state.exit_code),
         None => status
             .message

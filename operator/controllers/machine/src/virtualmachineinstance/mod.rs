@@ -73,6 +73,8 @@ pub mod reasons {
     pub const POD_EVICTED: &str = "PodEvicted";
     /// Failed: the guest did not answer its liveness probe.
     pub const PROBE_FAILED: &str = "LivenessProbeFailed";
+    /// Failed: the kernel chose a process of the pod when memory ran out (Kubernetes' word).
+    pub const OOM_KILLED: &str = "OOMKilled";
     /// Failed: the node is surely off.
     pub const NODE_LOST: &str = "NodeLost";
     /// Failed: the pod failed and nothing says why.

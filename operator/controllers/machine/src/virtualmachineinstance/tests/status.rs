@@ -96,6 +96,12 @@ fn ready(status: &str) -> Value {
     "Failed", "GuestCrashed")]
 #[case::killed("Running", Some(json!({"status": {"phase": "Failed", "containerStatuses": container(json!(
     {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}))}})), "Failed", "OOMKilled")]
+#[case::killed_in_part("Running", Some(json!({"status": {"phase": "Failed", "containerStatuses": container(json!(
+    {"terminated": {"exitCode": 1, "reason": "OOMKilled", "message": "{\"reason\":\"GuestCrashed\",\"message\":\"died\"}"}}))}})),
+    "Failed", "OOMKilled")]
+#[case::ended_well_all_the_same("Running", Some(json!({"status": {"phase": "Succeeded", "containerStatuses": container(json!(
+    {"terminated": {"exitCode": 0, "reason": "OOMKilled", "message": "{\"reason\":\"GuestShutdown\",\"message\":\"off\"}"}}))}})),
+    "Succeeded", "GuestShutdown")]
 #[case::refused_by_the_node("Scheduling", Some(json!({"status": {"phase": "Failed", "reason": "UnexpectedAdmissionError"}})),
     "Failed", "UnexpectedAdmissionError")]
 fn status_phase_and_ready(
