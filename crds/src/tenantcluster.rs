@@ -308,7 +308,7 @@ pub struct TenantClusterStatus {
     /// Addresses of the tenant's nodes.
     #[serde(rename = "nodeCIDR", skip_serializing_if = "Option::is_none")]
     pub node_cidr: Option<String>,
-    /// Route that the ingress serves for this tenant.
+    /// Route that the ingress serves for this tenant, while a machine of its control plane is Ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingress: Option<IngressRoute>,
     /// One row a slot.
