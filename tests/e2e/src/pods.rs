@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process};
 
 const MIB: f64 = 1024.0 * 1024.0;
@@ -22,15 +22,52 @@ pub fn processes(uid: &str) -> Result<Vec<Process>> {
     Ok(procfs::process::all_processes()?.flatten().filter(of_pod).collect())
 }
 
-/// Seconds from the machine's start to the start of the pod's qemu.
-pub fn qemu_start(uid: &str) -> Result<f64> {
+fn qemu(uid: &str) -> Result<Process> {
     let qemu = processes(uid)?.into_iter().find(|process| {
         process
             .exe()
             .is_ok_and(|exe| exe.to_string_lossy().contains("qemu-system"))
     });
-    let stat = qemu.context("the launcher pod runs no qemu")?.stat()?;
+    qemu.context("the launcher pod runs no qemu")
+}
+
+/// Seconds from the machine's start to the start of the pod's qemu.
+pub fn qemu_start(uid: &str) -> Result<f64> {
+    let stat = qemu(uid)?.stat()?;
     Ok(stat.starttime as f64 / procfs::ticks_per_second() as f64)
+}
+
+/// Lets the container that runs qemu have so many bytes more memory than it has now.
+///
+/// # Errors
+/// When there is none, or its cgroup can't be changed.
+pub fn limit_memory(uid: &str, more: u64) -> Result<()> {
+    let qemu = qemu(uid)?;
+    let groups = qemu.cgroups()?.0;
+    let mut of_memory = groups
+        .iter()
+        .filter(|one| one.controllers.iter().any(|name| name == "memory"));
+    let (base, file, mark, group) = match (of_memory.next(), groups.iter().find(|one| one.hierarchy == 0)) {
+        (Some(group), _) => (
+            "/sys/fs/cgroup/memory",
+            "memory.limit_in_bytes",
+            ["total_rss", "total_shmem"],
+            group,
+        ),
+        (None, Some(group)) => ("/sys/fs/cgroup", "memory.max", ["anon", "shmem"], group),
+        (None, None) => bail!("qemu is in no cgroup"),
+    };
+    let directory = Path::new(base).join(group.pathname.trim_start_matches('/'));
+    let stat = std::fs::read_to_string(directory.join("memory.stat"))?;
+    // Pages of files are no reason to kill anybody.
+    let held: u64 = stat
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter(|(name, _)| mark.contains(name))
+        .filter_map(|(_, bytes)| bytes.parse::<u64>().ok())
+        .sum();
+    let limit = (held + more).to_string();
+    std::fs::write(directory.join(file), &limit).with_context(|| format!("{limit} to {file}"))
 }
 
 /// Memory of a pod in MiB, as proportional set size.
