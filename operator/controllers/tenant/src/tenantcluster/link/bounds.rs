@@ -23,6 +23,9 @@ const ANSWER_BYTES: usize = 2 << 20;
 /// Most values of an answer, or of one line of a watch: bytes are no measure of memory, as each `{}` of a list may become an
 /// object of 1 KB.
 const VALUES: usize = 16 << 10;
+/// Most objects in the objects and lists of an answer, as a list's items are: ten pages, and a tenant's whole API discovery.
+/// An item of two bytes becomes one of 1 KB.
+const ITEMS: usize = 256;
 /// Objects in one answer to a list: Nodes have some 20 KB and 900 values each.
 pub(in super::super) const PAGE: u32 = 10;
 /// What a request takes of a tenant's time: 20 a second.
@@ -79,7 +82,7 @@ where
             let answer = answer.await?;
             // An answer that is no success is parsed as a whole, also that to a watch.
             let by_line = watch && answer.status().is_success();
-            Ok(answer.map(|body| bounded(body, Values { by_line, seen: 0 }, pace)))
+            Ok(answer.map(|body| bounded(body, Values::new(by_line), pace)))
         }
         .boxed()
     }
@@ -100,24 +103,49 @@ fn bounded(body: Box<DynBody>, mut values: Values, pace: Arc<Pace>) -> Box<DynBo
     Box::new(StreamBody::new(frames.boxed()))
 }
 
-/// Counts the values of JSON text. Each but the outermost follows a comma or what opens a list or an object, so that there are no more
-/// values than such bytes, some of which stand in strings.
+/// Counts the values of JSON text. Each but the outermost follows a comma or what opens a list or an object.
 struct Values {
     /// Each line is parsed for itself.
     by_line: bool,
     seen: usize,
+    items: usize,
+    depth: usize,
+    quoted: bool,
+    escaped: bool,
 }
 
 impl Values {
+    fn new(by_line: bool) -> Self {
+        Self {
+            by_line,
+            seen: 0,
+            items: 0,
+            depth: 0,
+            quoted: false,
+            escaped: false,
+        }
+    }
+
     fn count(&mut self, text: &[u8]) -> Result<(), BoxError> {
         for byte in text {
             match byte {
-                b'{' | b'[' | b',' => self.seen += 1,
-                b'\n' if self.by_line => self.seen = 0,
+                // No string of JSON has a line's end in it: what seems to be one is none.
+                b'\n' if self.by_line => *self = Self::new(true),
+                _ if self.escaped => self.escaped = false,
+                b'\\' => self.escaped = self.quoted,
+                b'"' => self.quoted = !self.quoted,
+                _ if self.quoted => {}
+                b'{' | b'[' => {
+                    self.depth += 1;
+                    self.seen += 1;
+                    self.items += usize::from(*byte == b'{' && self.depth == 3);
+                }
+                b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+                b',' => self.seen += 1,
                 _ => {}
             }
-            if self.seen > VALUES {
-                return Err(format!("the answer has more than {VALUES} values").into());
+            if self.seen > VALUES || self.items > ITEMS {
+                return Err(format!("the answer has more than {VALUES} values or {ITEMS} objects").into());
             }
         }
         Ok(())
@@ -233,6 +261,20 @@ mod tests {
         assert!(list(list_of(&taints, 1, ",")).await.is_err());
         assert!(list(list_of("[[]]", 400_000, ",")).await.is_err());
         assert!(list(" ".repeat(ANSWER_BYTES + 1)).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn link_reads_no_more_objects_than_it_asked_for() {
+        assert_eq!(list(list_of(r#"{"metadata":{}}"#, ITEMS, ",")).await.unwrap(), ITEMS);
+        let refused = list(list_of(r#"{"metadata":{}}"#, ITEMS + 1, ",")).await;
+        assert!(refused.unwrap_err().to_string().contains("256 objects"));
+        // What stands in strings is text.
+        let text = r#"{"metadata":{"annotations":{"a":"\\\"{[,"}}}"#;
+        let much = format!(
+            r#"{{"metadata":{{"annotations":{{"a":"{}"}}}}}}"#,
+            r#"\\\"{[,"#.repeat(50_000)
+        );
+        assert_eq!(list(list_of(text, 3, &format!(",{much},"))).await.unwrap(), 5);
     }
 
     #[tokio::test(start_paused = true)]
