@@ -1,117 +1,131 @@
 //! Bodies of which the text is small and what becomes of it in memory is not: a value of two bytes may take some hundred
 //! once it is read, and one write of a user must not cost everybody's webhooks their process.
 //!
-//! Values are counted before they are read. What is large is read one at a time.
+//! Values are counted before they are read, and many of them are read by one request at a time. Nothing waits before its
+//! body is read: who sends slowly would keep all others waiting.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
-    body::{Body, Bytes},
-    http::{HeaderMap, StatusCode, header::CONTENT_LENGTH},
+    body::Body,
+    http::StatusCode,
     response::{IntoResponse, Response},
 };
-use tokio::sync::{Mutex, MutexGuard};
+use futures::StreamExt;
+use tokio::sync::{Mutex, MutexGuard, OwnedSemaphorePermit, Semaphore};
 
 /// Most values in an object, those in values among them. A machine with everything in it has some hundred.
 pub const VALUES: usize = 16 << 10;
 
-/// Bodies up to this size are taken as they come.
+/// What is held of bodies at once, in bytes. What is [`SMALL_BYTES`] of each does not count.
+const ROOM: usize = 16 << 20;
+/// Nearly all objects are smaller: they are answered whatever else there is.
 const SMALL_BYTES: usize = 64 << 10;
-/// As many values are read as they come.
+/// So few values are read whoever else reads some.
 const FEW_VALUES: usize = 2 << 10;
-/// The API server gives up on a webhook after as long.
-const READING: Duration = Duration::from_secs(10);
+/// How long a body may take to come.
+const READING: Duration = Duration::from_secs(5);
 
-/// Whose turn it is. What is given must be held until the answer is made.
-#[derive(Debug, Default)]
-pub struct Turns {
-    bytes: Mutex<()>,
-    values: Mutex<()>,
+/// What bodies may take of the process's memory.
+#[derive(Debug)]
+pub struct Bodies {
+    room: Arc<Semaphore>,
+    reading: Mutex<()>,
 }
 
-impl Turns {
-    /// The body of a request, with the turn that one takes that is large.
-    pub async fn read(
-        &self,
-        headers: &HeaderMap,
-        body: Body,
-        most: usize,
-    ) -> Result<(Bytes, Option<MutexGuard<'_, ()>>), Response> {
-        let length = headers
-            .get(CONTENT_LENGTH)
-            .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-        let turn = match length {
-            Some(length) if length <= SMALL_BYTES => None,
-            _ => Some(self.bytes.lock().await),
-        };
-        let reading = axum::body::to_bytes(body, most.min(length.unwrap_or(most)));
-        match tokio::time::timeout(READING, reading).await {
-            Ok(Ok(body)) => Ok((body, turn)),
-            Ok(Err(error)) => {
-                let why = format!("cannot read a body of up to {most} bytes: {error}");
-                Err((StatusCode::PAYLOAD_TOO_LARGE, why).into_response())
-            }
-            Err(_) => Err(StatusCode::REQUEST_TIMEOUT.into_response()),
+impl Default for Bodies {
+    fn default() -> Self {
+        Self {
+            room: Arc::new(Semaphore::new(ROOM)),
+            reading: Mutex::default(),
         }
     }
+}
 
-    /// The turn to read so many values; few need none.
-    pub async fn many(&self, values: usize) -> Option<MutexGuard<'_, ()>> {
+/// A body and the room that it takes.
+pub struct Held {
+    /// Its text.
+    pub text: Vec<u8>,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Bodies {
+    /// The body of a request.
+    pub async fn read(&self, body: Body, most: usize) -> Result<Held, Response> {
+        let read = tokio::time::timeout(READING, self.read_all(body, most)).await;
+        read.unwrap_or(Err(StatusCode::REQUEST_TIMEOUT))
+            .map_err(IntoResponse::into_response)
+    }
+
+    async fn read_all(&self, body: Body, most: usize) -> Result<Held, StatusCode> {
+        let mut chunks = body.into_data_stream();
+        let (mut text, mut room) = (Vec::new(), None::<OwnedSemaphorePermit>);
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|_| StatusCode::BAD_REQUEST)?;
+            if text.len() + chunk.len() > most {
+                return Err(StatusCode::PAYLOAD_TOO_LARGE);
+            }
+            let more = (text.len() + chunk.len()).saturating_sub(SMALL_BYTES).min(chunk.len());
+            let more = u32::try_from(more).map_err(|_| StatusCode::PAYLOAD_TOO_LARGE)?;
+            let taken = self.room.clone().try_acquire_many_owned(more);
+            let taken = taken.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+            match &mut room {
+                Some(room) => room.merge(taken),
+                None => room = Some(taken),
+            }
+            text.extend_from_slice(&chunk);
+        }
+        Ok(Held { text, _room: room })
+    }
+
+    /// To be held while so many values are read and decided upon.
+    pub async fn turn(&self, values: usize) -> Option<MutexGuard<'_, ()>> {
         match values {
             ..=FEW_VALUES => None,
-            _ => Some(self.values.lock().await),
+            _ => Some(self.reading.lock().await),
         }
     }
-}
-
-/// How many values a JSON text has at most: brackets and commas outside of strings.
-pub fn values(json: &[u8]) -> usize {
-    let (mut values, mut quoted, mut escaped) = (0, false, false);
-    for byte in json {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = quoted,
-            b'"' => quoted = !quoted,
-            b'{' | b'[' | b',' if !quoted => values += 1,
-            _ => {}
-        }
-    }
-    values
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn bodies_have_as_many_values_as_brackets_and_commas() {
-        assert_eq!(values(br#"{"a":[1,2],"b{[,\\":"\",","c":"\\\\","d":{}}"#), 7);
-        assert_eq!(values(b""), 0);
+    async fn read(bodies: &Bodies, bytes: usize) -> Result<Held, u16> {
+        let held = bodies.read(Body::from(vec![b' '; bytes]), 8 << 20).await;
+        held.map_err(|refused| refused.status().as_u16())
     }
 
     #[tokio::test]
-    async fn bodies_that_are_large_wait_for_their_turn() {
-        let turns = Turns::default();
-        let headers = |length: usize| HeaderMap::from_iter([(CONTENT_LENGTH, length.into())]);
-        let (large, turn) = turns
-            .read(&headers(70_000), Body::from(vec![b' '; 70_000]), 80_000)
-            .await
-            .unwrap();
-        assert_eq!((large.len(), turn.is_some()), (70_000, true));
-        assert!(turns.bytes.try_lock().is_err());
-        let small = turns.read(&headers(2), Body::from("{}"), 80_000).await.unwrap();
-        assert!(small.1.is_none());
-        drop(turn);
-        // A length that is not told may be any.
-        let unknown = turns.read(&HeaderMap::new(), Body::from("{}"), 80_000).await.unwrap();
-        assert!(unknown.1.is_some());
-        drop(unknown);
-        for (told, sent) in [(90_000, 90_000), (2, 3)] {
-            let refused = turns.read(&headers(told), Body::from(vec![b' '; sent]), 80_000).await;
-            assert_eq!(refused.unwrap_err().status(), StatusCode::PAYLOAD_TOO_LARGE);
-        }
-        assert!(turns.many(FEW_VALUES).await.is_none());
-        let held = turns.many(FEW_VALUES + 1).await;
-        assert!(held.is_some() && turns.values.try_lock().is_err());
+    async fn bodies_have_room_for_small_ones_whatever_large_ones_take() {
+        let bodies = Bodies::default();
+        let one = read(&bodies, 8 << 20).await.unwrap();
+        let other = read(&bodies, 8 << 20).await.unwrap();
+        assert_eq!(one.text.len() + other.text.len(), 16 << 20);
+        assert_eq!(read(&bodies, SMALL_BYTES * 3 + 1).await.err(), Some(503));
+        assert_eq!(read(&bodies, SMALL_BYTES).await.unwrap().text.len(), SMALL_BYTES);
+        drop(other);
+        assert!(read(&bodies, 1 << 20).await.is_ok());
+        assert_eq!(read(&bodies, (8 << 20) + 1).await.err(), Some(413));
+        drop(one);
+        assert_eq!(bodies.room.available_permits(), ROOM);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bodies_that_do_not_come_are_waited_for_in_vain() {
+        let bodies = Bodies::default();
+        let begun = futures::stream::iter([Ok::<_, std::io::Error>(vec![b' '; 1 << 20])]);
+        let hanging = Body::from_stream(begun.chain(futures::stream::pending()));
+        let refused = bodies.read(hanging, 8 << 20).await.err().unwrap();
+        assert_eq!(refused.status(), StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(bodies.room.available_permits(), ROOM);
+    }
+
+    #[tokio::test]
+    async fn bodies_of_many_values_are_read_one_at_a_time() {
+        let bodies = Bodies::default();
+        assert!(bodies.turn(FEW_VALUES).await.is_none());
+        let held = bodies.turn(FEW_VALUES + 1).await;
+        assert!(held.is_some() && bodies.reading.try_lock().is_err());
     }
 }

@@ -4,10 +4,11 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use kubernest_admission::{Decision, Mutation};
+use kubernest_runtime::json::Seen;
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 
-use crate::bodies::{VALUES, values};
+use crate::bodies::VALUES;
 
 /// The review that the API server sends, its objects not read yet.
 #[derive(Debug, Deserialize)]
@@ -69,22 +70,24 @@ pub struct UserInfo {
 }
 
 impl Request<&RawValue> {
-    /// How many values there are to be read.
-    pub fn values(&self) -> usize {
-        let objects = [self.object, self.old_object];
-        objects.iter().flatten().map(|object| count(object)).sum()
+    /// Whether an object has more values than are ever read.
+    pub fn is_too_much(&self) -> serde_json::Result<bool> {
+        Ok(self.values()?.iter().any(|values| *values > VALUES))
     }
 
-    /// Whether the object is more than is ever read. One that does not grow is let through, so that it can be mended, and
-    /// go.
-    pub fn is_too_much(&self) -> bool {
-        let before = self.old_object.map_or(0, count);
-        self.object.is_some_and(|object| count(object) > VALUES.max(before))
+    /// How many values each object has.
+    pub fn values(&self) -> serde_json::Result<Vec<usize>> {
+        let objects = [self.object, self.old_object].into_iter().flatten();
+        let count = |object| Ok(decided_upon(object)?.iter().map(|part| Seen::of(part).values).sum());
+        objects.map(count).collect()
     }
 
-    /// With its objects read.
+    /// With what is decided upon of its objects.
     pub fn whole(self) -> serde_json::Result<Request> {
-        let read = |object: Option<&RawValue>| object.map(|object| serde_json::from_str(object.get())).transpose();
+        let read = |object: Option<&RawValue>| {
+            let read = |object| serde_json::from_str(&decided_upon(object)?.join("null"));
+            object.map(read).transpose()
+        };
         Ok(Request {
             object: read(self.object)?,
             old_object: read(self.old_object)?,
@@ -107,8 +110,40 @@ impl Request<&RawValue> {
     }
 }
 
-fn count(object: &RawValue) -> usize {
-    values(object.get().as_bytes())
+/// The parts of an object's text between its status and its managedFields: those grow without a user's doing, and are not
+/// decided upon. Nulls may stand for them.
+fn decided_upon(object: &RawValue) -> serde_json::Result<Vec<&str>> {
+    #[derive(Deserialize)]
+    struct Object<'a> {
+        #[serde(borrow)]
+        metadata: Option<&'a RawValue>,
+        #[serde(borrow)]
+        status: Option<&'a RawValue>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Metadata<'a> {
+        #[serde(borrow)]
+        managed_fields: Option<&'a RawValue>,
+    }
+    let text = object.get();
+    let Object { metadata, status } = serde_json::from_str(text)?;
+    let managed = metadata.map(|metadata| serde_json::from_str::<Metadata<'_>>(metadata.get()));
+    let managed = managed.transpose()?.and_then(|metadata| metadata.managed_fields);
+    // Where in the text they are, as both are borrowed from it.
+    let place = |part: &RawValue| {
+        let start = part.get().as_ptr().addr() - text.as_ptr().addr();
+        start..start + part.get().len()
+    };
+    let mut left_out: Vec<_> = [managed, status].into_iter().flatten().map(place).collect();
+    left_out.sort_by_key(|part| part.start);
+    let (mut parts, mut from) = (Vec::new(), 0);
+    for part in left_out {
+        parts.push(&text[from..part.start]);
+        from = part.end;
+    }
+    parts.push(&text[from..]);
+    Ok(parts)
 }
 
 impl Request {
@@ -182,25 +217,52 @@ mod tests {
         assert!(!request("kubernest-system").is_own("kubernest-system"));
     }
 
+    fn review_of(object: &Value, old: Option<&Value>) -> String {
+        let request =
+            json!({"uid": "1", "kind": {"kind": "A"}, "operation": "UPDATE", "object": object, "oldObject": old});
+        json!({"request": request}).to_string()
+    }
+
     #[test]
-    fn review_may_be_of_much_that_does_not_grow() {
-        let much = json!(vec![0; VALUES]);
-        let more = json!(vec![0; VALUES + 1]);
+    fn review_of_too_much_is_not_read() {
+        let spec = |values: usize| json!({"metadata": {"name": "a"}, "spec": vec![0; values]});
+        let (much, more) = (spec(VALUES - 5), spec(VALUES));
         for (object, old, is_too_much) in [
-            (Some(&much), None, false),
-            (Some(&more), None, true),
-            (Some(&more), Some(&much), true),
-            (Some(&more), Some(&more), false),
-            (Some(&much), Some(&more), false),
-            (None, Some(&more), false),
+            (&much, None, false),
+            (&much, Some(&much), false),
+            (&more, None, true),
+            // Whoever reaches the port may say that it was there before.
+            (&more, Some(&more), true),
+            (&much, Some(&more), true),
         ] {
-            let request =
-                json!({"uid": "1", "kind": {"kind": "A"}, "operation": "UPDATE", "object": object, "oldObject": old});
-            let text = json!({"request": request}).to_string();
+            let text = review_of(object, old);
             let review: AdmissionReview<'_> = serde_json::from_str(&text).unwrap();
-            assert_eq!(review.request.is_too_much(), is_too_much);
-            let whole = review.request.whole().unwrap();
-            assert_eq!((whole.object.as_ref(), whole.old_object.as_ref()), (object, old));
+            assert_eq!(review.request.is_too_much().unwrap(), is_too_much);
+        }
+    }
+
+    #[test]
+    fn review_leaves_out_what_grows_by_itself() {
+        let grown = json!(vec![json!({"f:a": {}}); VALUES]);
+        let object = json!({
+            "a": 1, "metadata": {"labels": {"a": "b"}, "managedFields": grown, "name": "a"},
+            "spec": {"managedFields": 1, "status": 2}, "status": grown,
+        });
+        let text = review_of(&object, Some(&object));
+        let review: AdmissionReview<'_> = serde_json::from_str(&text).unwrap();
+        assert!(!review.request.is_too_much().unwrap());
+        let whole = review.request.whole().unwrap();
+        let mut expected = object.clone();
+        expected["metadata"]["managedFields"] = Value::Null;
+        expected["status"] = Value::Null;
+        assert_eq!(
+            (whole.object.as_ref(), whole.old_object.as_ref()),
+            (Some(&expected), Some(&expected))
+        );
+        for odd in [json!(1), json!("a"), json!({"metadata": 1})] {
+            let text = review_of(&odd, None);
+            let review: AdmissionReview<'_> = serde_json::from_str(&text).unwrap();
+            assert!(review.request.is_too_much().is_err());
         }
     }
 

@@ -7,7 +7,7 @@ use axum::{
     Json, Router,
     body::Body,
     extract::State,
-    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::post,
 };
@@ -20,7 +20,7 @@ use prometheus_client::{
 use serde_json::Value;
 
 use crate::{
-    bodies::{Turns, VALUES},
+    bodies::{Bodies, VALUES},
     convert,
     presets::Presets,
     review::{AdmissionReview, Request, answer, completed},
@@ -28,8 +28,6 @@ use crate::{
 
 /// Largest review: the API server takes bodies of 3 MiB, and a review holds the object twice.
 const BODY_BYTES: usize = 8 << 20;
-/// Largest page of a list to convert, which the API server sends at once.
-const CONVERSION_BYTES: usize = 16 << 20;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
@@ -42,7 +40,7 @@ struct Webhooks {
     installation: Installation,
     namespace: String,
     presets: Presets,
-    turns: Turns,
+    bodies: Bodies,
     reviews: Family<Outcome, Counter>,
 }
 
@@ -85,11 +83,11 @@ pub fn router(
         installation,
         namespace,
         presets,
-        turns: Turns::default(),
+        bodies: Bodies::default(),
         reviews,
     });
     let review = |answer: fn(&Webhooks, &Request) -> Response| {
-        post(async move |State(webhooks), headers, body| reviewed(webhooks, headers, body, answer).await)
+        post(async move |State(webhooks), body| reviewed(webhooks, body, answer).await)
     };
     Router::new()
         .route("/validate/tenantclusters", review(validate))
@@ -107,27 +105,29 @@ pub fn router(
 /// Reads a review, within bounds, and answers it.
 async fn reviewed(
     webhooks: Arc<Webhooks>,
-    headers: HeaderMap,
     body: Body,
     answer: fn(&Webhooks, &Request) -> Response,
 ) -> Result<Response, Response> {
-    let (body, _turn) = webhooks.turns.read(&headers, body, BODY_BYTES).await?;
-    let bad_request = |error: serde_json::Error| (StatusCode::BAD_REQUEST, error.to_string()).into_response();
-    let request = serde_json::from_slice::<AdmissionReview<'_>>(&body)
-        .map_err(bad_request)?
-        .request;
+    let body = webhooks.bodies.read(body, BODY_BYTES).await?;
+    let review = serde_json::from_slice::<AdmissionReview<'_>>(&body.text).map_err(bad_request)?;
+    let request = review.request;
     let kind = &request.kind.kind;
     if !kubernest_admission::has_rules(kind) {
         return Err((StatusCode::BAD_REQUEST, format!("no rules for kind {kind}")).into_response());
     }
-    if request.is_too_much() {
+    if request.is_too_much().map_err(bad_request)? {
         let mut report = Report::default();
         report.invalid("", format!("more than {VALUES} values are no {kind}"));
         let decision = report.decide(|causes| causes[0].message.clone());
         return Ok(Json(webhooks.refuse(&request.without_objects(), &decision)).into_response());
     }
-    let _turn = webhooks.turns.many(request.values()).await;
+    let values = request.values().map_err(bad_request)?.iter().sum();
+    let _turn = webhooks.bodies.turn(values).await;
     Ok(answer(&webhooks, &request.whole().map_err(bad_request)?))
+}
+
+fn bad_request(error: serde_json::Error) -> Response {
+    (StatusCode::BAD_REQUEST, error.to_string()).into_response()
 }
 
 fn validate(webhooks: &Webhooks, request: &Request) -> Response {
@@ -173,14 +173,9 @@ fn mutate_machine(_: &Webhooks, request: &Request) -> Response {
     Json(completed(request, object, &done)).into_response()
 }
 
-async fn converted(
-    State(webhooks): State<Arc<Webhooks>>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Response> {
-    let (body, _turn) = webhooks.turns.read(&headers, body, CONVERSION_BYTES).await?;
-    let answer = convert::convert(&body);
-    let answer = answer.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()).into_response())?;
+async fn converted(State(webhooks): State<Arc<Webhooks>>, body: Body) -> Result<Response, Response> {
+    let body = webhooks.bodies.read(body, BODY_BYTES).await?;
+    let answer = convert::convert(&body.text).map_err(bad_request)?;
     Ok(([(CONTENT_TYPE, "application/json")], answer).into_response())
 }
 

@@ -21,12 +21,6 @@ use crate::{
 /// How long requests in progress may take after the process was asked to stop.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Requests at once on one connection; the API server has one to each replica.
-const STREAMS: u32 = 200;
-/// How much of a body may come before it is read. All of a connection's share a window (RFC 9113, 5.2.1), which those that
-/// wait for their turn must not fill, or the one that they wait for never gets the rest of its own.
-const STREAM_BYTES: u32 = 64 << 10;
-
 /// Runs until SIGTERM.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let shutdown = shutdown_token().context("cannot listen for signals")?;
@@ -83,16 +77,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let handle = Handle::new();
     tokio::spawn(stop(handle.clone(), shutdown.clone()));
     tracing::info!(addr = %args.addr, versions = ?args.node_images.0, "serves webhooks and the aggregated API");
-    let mut server = axum_server::bind(args.addr)
+    let webhooks = axum_server::bind(args.addr)
         .acceptor(PeerAcceptor::new(tls))
-        .handle(handle);
-    server
-        .http_builder()
-        .http2()
-        .max_concurrent_streams(STREAMS)
-        .initial_stream_window_size(STREAM_BYTES)
-        .initial_connection_window_size(STREAM_BYTES * (STREAMS + 1));
-    let webhooks = server.serve(router.into_make_service());
+        .handle(handle)
+        .serve(router.into_make_service());
     let plain = server::serve(args.metrics_addr, metrics, readiness, shutdown.clone());
     let outcome = tokio::select! {
         outcome = webhooks => outcome.context("serving webhooks ended"),

@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod conditions;
 pub mod controller;
 pub mod events;
+pub mod json;
 pub mod lease;
 pub mod metrics;
 pub mod process;

@@ -12,6 +12,7 @@ use kube::{
     core::NamespaceResourceScope,
 };
 use kubernest_crds::kubevirt::v1::{VirtualMachine, VirtualMachineInstance};
+use kubernest_runtime::json::Seen;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -20,7 +21,7 @@ use super::{
     answer::{Failure, Kind},
     lifecycle::{self, Found, RestartOptions, StartOptions, StopOptions},
 };
-use crate::bodies::{VALUES, values};
+use crate::bodies::VALUES;
 
 /// How often a decision is made anew because what it was made on has changed.
 const TRIES: usize = 5;
@@ -131,12 +132,13 @@ impl Change {
 /// PUT `expand-vm-spec`: the machine of the body. Nothing that a spec can refer to is supported, so one that refers to
 /// something is refused, and any other is whole as it stands.
 pub fn expand_given(namespace: &str, body: &Bytes) -> Result<Response, Failure> {
-    if values(body) > VALUES {
+    let text = std::str::from_utf8(body).map_err(|error| unreadable(&error))?;
+    if Seen::of(text).values > VALUES {
         return Err(Failure::bad_request(format!(
             "more than {VALUES} values are no machine"
         )));
     }
-    let mut object: Value = serde_json::from_slice(body).map_err(|error| unreadable(&error))?;
+    let mut object: Value = serde_json::from_str(text).map_err(|error| unreadable(&error))?;
     if !object.is_object() {
         return Err(Failure::invalid("VirtualMachine", &["it is no JSON object".to_owned()]));
     }

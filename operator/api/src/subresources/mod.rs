@@ -21,7 +21,7 @@ pub mod proxy;
 pub mod resources;
 mod stream;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json, Router,
@@ -52,6 +52,8 @@ use resources::{EXPAND_VM_SPEC, GROUP, Operation, Subresource, VERSIONS};
 const FIELD_MANAGER: &str = "kubernest-api";
 /// Largest body: a few options.
 const BODY_BYTES: usize = 8 << 10;
+/// How long the rest of a body is waited for that is refused.
+const SENDING: Duration = Duration::from_secs(5);
 /// Largest machine in a body; its annotations alone may have half of it (Kubernetes' limit).
 const MACHINE_BYTES: usize = 512 << 10;
 
@@ -367,11 +369,15 @@ fn place(places: &Places, what: &str, wanted: &authorize::Request) -> Result<Pla
 async fn throw_away(body: Body, most: usize) {
     let mut chunks = body.into_data_stream();
     let mut left = most;
-    while let Some(Ok(chunk)) = chunks.next().await
-        && chunk.len() <= left
-    {
-        left -= chunk.len();
-    }
+    let reading = async {
+        while let Some(Ok(chunk)) = chunks.next().await
+            && chunk.len() <= left
+        {
+            left -= chunk.len();
+        }
+    };
+    // Who sends slowly is not waited for.
+    let _ = tokio::time::timeout(SENDING, reading).await;
 }
 
 /// Counts an open stream while it lives.

@@ -13,6 +13,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture};
 use http::{Request, Response};
 use http_body_util::{BodyStream, Limited, StreamBody};
 use kube::client::{Body, DynBody};
+use kubernest_runtime::json::Seen;
 use tokio::time::Instant;
 use tower::{BoxError, Layer, Service};
 
@@ -23,8 +24,7 @@ const ANSWER_BYTES: usize = 2 << 20;
 /// Most values of an answer, or of one line of a watch: bytes are no measure of memory, as each `{}` of a list may become an
 /// object of 1 KB.
 const VALUES: usize = 16 << 10;
-/// Most objects in the objects and lists of an answer, as a list's items are: ten pages, and a tenant's whole API discovery.
-/// An item of two bytes becomes one of 1 KB.
+/// Most items of an answer to a list: an item of two bytes becomes an object of 1 KB.
 const ITEMS: usize = 256;
 /// Objects in one answer to a list: Nodes have some 20 KB and 900 values each.
 pub(in super::super) const PAGE: u32 = 10;
@@ -82,7 +82,11 @@ where
             let answer = answer.await?;
             // An answer that is no success is parsed as a whole, also that to a watch.
             let by_line = watch && answer.status().is_success();
-            Ok(answer.map(|body| bounded(body, Values::new(by_line), pace)))
+            let values = Values {
+                by_line,
+                seen: Seen::default(),
+            };
+            Ok(answer.map(|body| bounded(body, values, pace)))
         }
         .boxed()
     }
@@ -103,48 +107,22 @@ fn bounded(body: Box<DynBody>, mut values: Values, pace: Arc<Pace>) -> Box<DynBo
     Box::new(StreamBody::new(frames.boxed()))
 }
 
-/// Counts the values of JSON text. Each but the outermost follows a comma or what opens a list or an object.
+/// Counts what there is in an answer.
 struct Values {
     /// Each line is parsed for itself.
     by_line: bool,
-    seen: usize,
-    items: usize,
-    depth: usize,
-    quoted: bool,
-    escaped: bool,
+    seen: Seen,
 }
 
 impl Values {
-    fn new(by_line: bool) -> Self {
-        Self {
-            by_line,
-            seen: 0,
-            items: 0,
-            depth: 0,
-            quoted: false,
-            escaped: false,
-        }
-    }
-
     fn count(&mut self, text: &[u8]) -> Result<(), BoxError> {
         for byte in text {
             match byte {
-                // No string of JSON has a line's end in it: what seems to be one is none.
-                b'\n' if self.by_line => *self = Self::new(true),
-                _ if self.escaped => self.escaped = false,
-                b'\\' => self.escaped = self.quoted,
-                b'"' => self.quoted = !self.quoted,
-                _ if self.quoted => {}
-                b'{' | b'[' => {
-                    self.depth += 1;
-                    self.seen += 1;
-                    self.items += usize::from(*byte == b'{' && self.depth == 3);
-                }
-                b'}' | b']' => self.depth = self.depth.saturating_sub(1),
-                b',' => self.seen += 1,
-                _ => {}
+                // No string of JSON goes on in the next line.
+                b'\n' if self.by_line => self.seen = Seen::default(),
+                byte => self.seen.byte(*byte),
             }
-            if self.seen > VALUES || self.items > ITEMS {
+            if self.seen.values > VALUES || self.seen.items > ITEMS {
                 return Err(format!("the answer has more than {VALUES} values or {ITEMS} objects").into());
             }
         }
@@ -268,6 +246,8 @@ mod tests {
         assert_eq!(list(list_of(r#"{"metadata":{}}"#, ITEMS, ",")).await.unwrap(), ITEMS);
         let refused = list(list_of(r#"{"metadata":{}}"#, ITEMS + 1, ",")).await;
         assert!(refused.unwrap_err().to_string().contains("256 objects"));
+        // Structs are read from lists as well.
+        assert!(list(list_of("[{}]", ITEMS + 1, ",")).await.is_err());
         // What stands in strings is text.
         let text = r#"{"metadata":{"annotations":{"a":"\\\"{[,"}}}"#;
         let much = format!(
