@@ -188,7 +188,10 @@ fn by_termination(status: &PodStatus) -> Ending {
         {
             return Ending {
                 serial: words.serial,
-                ..Ending::failed(reasons::OOM_KILLED, KILLED.to_owned())
+                ..Ending::failed(
+                    reasons::OOM_KILLED,
+                    format!("{KILLED}; the launcher: {}", words.message),
+                )
             };
         }
         return Ending {
