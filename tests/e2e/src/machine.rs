@@ -112,6 +112,13 @@ impl<'a> Machine<'a> {
         found.and_then(|vmi| vmi.uid()).context("the instance's uid")
     }
 
+    /// The node that its instance runs on.
+    pub async fn node(&self) -> Result<String> {
+        let instance = self.instances().get(&self.name).await?;
+        let node = instance.status.and_then(|status| status.node_name);
+        node.context("the instance's node")
+    }
+
     /// PUT of a subresource as the user; the code and message of the answer.
     pub async fn put(&self, resource: &str, verb: &str, user: &str) -> Result<(u16, String)> {
         put(&self.outer.client, &self.path(resource, verb), user).await

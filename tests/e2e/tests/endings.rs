@@ -7,11 +7,9 @@ use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kubernest_e2e::leftovers::{inventory, nothing_since};
 use kubernest_e2e::machine::{self, Machine, USER, template};
 use kubernest_e2e::{Outer, pods, wait};
+use kubernest_integration::PlainStream;
+use kubernest_testbed::config::PAUSE_IMAGE;
 use serde_json::json;
-
-/// A device that there is one of, on one node: what has it is in the way of what wants it.
-const DEVICE: &str = "example.com/device";
-const DEVICE_IN_PATCH: &str = "example.com~1device";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn e2e_a_guest_that_does_not_answer_its_probe_starts_again() -> Result<()> {
@@ -26,7 +24,7 @@ async fn e2e_a_guest_that_does_not_answer_its_probe_starts_again() -> Result<()>
     let machine = Machine::create(&outer, space, "vm", "Always", template).await?;
     let first = machine.instance_in("Running", None).await?;
     machine.says("guest: ready").await?;
-    types(&machine, "deaf").await?;
+    let _console = types(&machine, "deaf").await?;
     let second = machine.instance_in("Running", Some(&first)).await?;
     let told = told(&outer, space, &first, "LivenessProbeFailed").await?;
     ensure!(told.contains("liveness probe"), "{told}");
@@ -54,7 +52,7 @@ async fn e2e_a_machine_killed_for_its_memory_starts_again() -> Result<()> {
     let launcher = launchers.first().and_then(ResourceExt::uid).context("a launcher")?;
     // What is requested holds a whole guest, so only a limit below that is ever met.
     pods::limit_memory(&launcher, 8 << 20)?;
-    types(&machine, "eat").await?;
+    let _console = types(&machine, "eat").await?;
     machine.instance_in("Running", Some(&first)).await?;
     let told = told(&outer, space, &first, "OOMKilled").await?;
     ensure!(told.contains("memory"), "{told}");
@@ -70,54 +68,60 @@ async fn e2e_a_machine_makes_way_for_a_pod_of_higher_priority() -> Result<()> {
     let outer = Outer::open().await?;
     let space = "org-priority";
     machine::namespace(&outer, space)?;
-    let classes = ["story-low", "story-high"];
-    let [low, high] = classes;
+    let [low, high] = ["story-low", "story-high"];
     outer.kubectl(&["delete", "priorityclass", low, high, "--ignore-not-found"])?;
-    outer.kubectl(&["create", "priorityclass", low, "--value=1"])?;
-    outer.kubectl(&["create", "priorityclass", high, "--value=2"])?;
-    let node = outer.bed.plan().node_name(0);
-    device(&outer, &node, "add")?;
+    for (class, value) in [(low, "--value=1"), (high, "--value=2")] {
+        // The machine itself is in nobody's way.
+        let policy = if class == low { "Never" } else { "PreemptLowerPriority" };
+        let policy = format!("--preemption-policy={policy}");
+        outer.kubectl(&["create", "priorityclass", class, value, &policy])?;
+    }
     let before = inventory(&outer, space).await?;
 
     let mut template = template("shell", None)?;
     template["spec"]["priorityClassName"] = json!(low);
-    let devices = json!({DEVICE: "1"});
-    template["spec"]["domain"]["resources"] = json!({"requests": devices, "limits": devices});
     let machine = Machine::create(&outer, space, "vm", "Always", template).await?;
     let first = machine.instance_in("Running", None).await?;
     machine.says("guest: ready").await?;
+    let node = machine.node().await?;
     let mut console = machine.stream("console", USER).await?;
     let heard = tokio::spawn(async move { console.expect("guest: button").await });
 
+    // It wants the machine's node, and the machine off it.
     let pods = Api::<Pod>::namespaced(outer.client.clone(), space);
+    let beside = json!({"labelSelector": {"matchLabels": {"vm.kubevirt.io/name": "vm"}},
+        "topologyKey": "kubernetes.io/hostname"});
     let important = json!({"metadata": {"name": "important"}, "spec": {
-        "priorityClassName": high, "terminationGracePeriodSeconds": 0,
-        "containers": [{"name": "pause", "image": kubernest_testbed::config::PAUSE_IMAGE, "resources": {"limits": devices}}],
+        "priorityClassName": high,
+        "terminationGracePeriodSeconds": 0,
+        "nodeSelector": {"kubernetes.io/hostname": node},
+        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [beside]}},
+        "containers": [{"name": "pause", "image": PAUSE_IMAGE}],
     }});
     pods.create(&PostParams::default(), &serde_json::from_value(important)?)
         .await?;
     let running = |pod: Option<&Pod>| pod.and_then(|pod| pod.status.as_ref()?.phase.as_deref()) == Some("Running");
     wait::until(&pods, "important", "the pod runs", running).await?;
     ensure!(heard.await??, "the guest was not asked to shut down");
-    machine.shows("ErrorUnschedulable").await?;
+    machine.instance_in("Running", Some(&first)).await?;
     let told = told(&outer, space, &first, "PodEvicted").await?;
     ensure!(told.contains("preempt"), "{told}");
+    ensure!(machine.node().await? != node, "it is back where it made way");
 
     pods.delete("important", &DeleteParams::default()).await?;
-    machine.instance_in("Running", Some(&first)).await?;
+    wait::until(&pods, "important", "gone", |pod: Option<&Pod>| pod.is_none()).await?;
     machine.delete().await?;
     nothing_since(&outer, space, &before).await?;
-    device(&outer, &node, "remove")?;
     outer.kubectl(&["delete", "priorityclass", low, high])?;
     outer.kubectl(&["delete", "namespace", space])?;
     Ok(())
 }
 
-/// Types a line at the guest's console.
-async fn types(machine: &Machine<'_>, line: &str) -> Result<()> {
+/// Types a line at the guest's console, which is to be kept until the guest has done it.
+async fn types(machine: &Machine<'_>, line: &str) -> Result<PlainStream> {
     let mut console = machine.stream("console", USER).await?;
     console.send(format!("{line}\n").as_bytes()).await?;
-    Ok(())
+    Ok(console)
 }
 
 /// What the event says by which the end of an instance was told.
@@ -129,22 +133,4 @@ async fn told(outer: &Outer, space: &str, uid: &str, reason: &str) -> Result<Str
     let told = own.iter().find(|event| event.reason.as_deref() == Some(reason));
     let told = told.with_context(|| format!("no event {reason} among {own:#?}"))?;
     Ok(told.message.clone().unwrap_or_default())
-}
-
-/// Has a node tell of the device, or no longer.
-fn device(outer: &Outer, node: &str, operation: &str) -> Result<()> {
-    let patch: Vec<_> = ["capacity", "allocatable"]
-        .map(|list| json!({"op": operation, "path": format!("/status/{list}/{DEVICE_IN_PATCH}"), "value": "1"}))
-        .into();
-    let patch = json!(patch).to_string();
-    outer.kubectl(&[
-        "patch",
-        "node",
-        node,
-        "--subresource=status",
-        "--type=json",
-        "-p",
-        &patch,
-    ])?;
-    Ok(())
 }

@@ -40,11 +40,7 @@ async fn e2e_a_hostile_launcher_finds_nothing() -> Result<()> {
 
     let hostile = Machine::create(&outer, SPACE, "hostile", "Always", template("shell", None)?).await?;
     hostile.instance_in("Running", None).await?;
-    let instance = hostile.instances().get("hostile").await?;
-    let node = instance
-        .status
-        .and_then(|status| status.node_name)
-        .context("its node")?;
+    let node = hostile.node().await?;
     // Beside it, on the same node.
     let mut spec = template("shell", None)?;
     spec["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": node});

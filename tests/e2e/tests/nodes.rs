@@ -39,7 +39,7 @@ async fn e2e_machines_outlive_their_nodes() -> Result<()> {
 
 /// A budget holds the drain up; without it the guest is shut down and started on the other node.
 async fn drained(outer: &Outer, machine: &Machine<'_>, space: &str, first: &str) -> Result<String> {
-    let node = node_of(machine).await?;
+    let node = machine.node().await?;
     // The guest hears its power button once it is ready.
     machine.says("guest: ready").await?;
     let budgets = Api::<PodDisruptionBudget>::namespaced(outer.client.clone(), space);
@@ -69,7 +69,7 @@ async fn drained(outer: &Outer, machine: &Machine<'_>, space: &str, first: &str)
     drain("5m")?;
     ensure!(heard.await??, "the guest was not asked to shut down");
     let second = machine.instance_in("Running", Some(first)).await?;
-    let now = node_of(machine).await?;
+    let now = machine.node().await?;
     ensure!(now != node, "it runs on the node that was drained");
     let events = outer.kubectl(&["get", "events", "-n", space, "-o", "jsonpath={.items[*].reason}"])?;
     // Its kubelet tells its end before it takes the volumes down, and deletes it only then.
@@ -85,7 +85,7 @@ async fn drained(outer: &Outer, machine: &Machine<'_>, space: &str, first: &str)
 /// The plug of its node is pulled: nothing starts while nobody knows what runs there, and the machine starts elsewhere once
 /// somebody has said that the node is off.
 async fn lost(outer: &Outer, machine: &Machine<'_>, space: &str, second: &str) -> Result<()> {
-    let node = node_of(machine).await?;
+    let node = machine.node().await?;
     let number: usize = (0..outer.bed.plan().nodes())
         .find(|number| outer.bed.plan().node_name(*number) == node)
         .context("the node's number")?;
@@ -119,7 +119,7 @@ async fn lost(outer: &Outer, machine: &Machine<'_>, space: &str, second: &str) -
         &format!("{OUT_OF_SERVICE}=nodeshutdown:NoExecute"),
     ])?;
     machine.instance_in("Running", Some(second)).await?;
-    ensure!(node_of(machine).await? != node, "it runs on a node without power");
+    ensure!(machine.node().await? != node, "it runs on a node without power");
     machine.says("guest: ready").await?;
 
     outer.bed.restore(number).await?;
@@ -145,12 +145,4 @@ async fn lost(outer: &Outer, machine: &Machine<'_>, space: &str, second: &str) -
 fn tainted(node: &Node, key: &str) -> bool {
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
     taints.into_iter().flatten().any(|taint| taint.key == key)
-}
-
-async fn node_of(machine: &Machine<'_>) -> Result<String> {
-    let instance = machine.instances().get("vm").await?;
-    instance
-        .status
-        .and_then(|status| status.node_name)
-        .context("the instance's node")
 }
