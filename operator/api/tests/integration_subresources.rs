@@ -13,6 +13,7 @@ mod support;
 
 use std::sync::Arc;
 
+use futures::FutureExt;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::{
@@ -484,4 +485,37 @@ async fn integration_subresources_expand_many_machines_in_little_memory() {
     }
     let more = setup.api.peak_kib().unwrap() - before;
     assert!(more < 40 << 10, "{more} KiB");
+}
+
+/// Any pod reaches the port, and a guest behind it: connections that say nothing must not take everybody's.
+#[tokio::test]
+async fn integration_subresources_are_there_whoever_else_connects() {
+    let setup = Setup::start().await;
+    let connect = async || {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+        socket.connect(([127, 0, 0, 1], setup.port).into()).await.unwrap()
+    };
+    // One more than one address may have; which of them is refused is chance.
+    let mut silent = Vec::new();
+    for _ in 0..257 {
+        silent.push(connect().await);
+    }
+    let ends = silent.iter_mut().map(|stream| {
+        Box::pin(async {
+            let end = stream.read(&mut [0]).await;
+            assert!(!matches!(end, Ok(1..)), "{end:?}");
+        })
+    });
+    let (_, _, others) = futures::future::select_all(ends).await;
+    assert_eq!(futures::future::select_all(others).now_or_never().map(|_| ()), None);
+    let version = http::Request::get(format!("{BASE}/version")).body(Vec::new()).unwrap();
+    setup.client.request::<Value>(version).await.unwrap();
+    drop(silent);
+    let spoken_to = wait_until(LIMIT, || async {
+        let (mut stream, mut alert) = (connect().await, [0]);
+        let _ = stream.write_all(b"this is no TLS\r\n").await;
+        matches!(stream.read(&mut alert).await, Ok(1))
+    });
+    assert!(spoken_to.await, "places of connections that ended are not free");
 }

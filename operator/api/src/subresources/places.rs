@@ -1,5 +1,5 @@
-//! How much of what takes memory is served at once: in one replica, so that its memory is bounded, and of one namespace, so
-//! that none keeps the others from their consoles.
+//! How much of what takes memory is served at once: in one replica, so that its memory is bounded, and of one namespace or
+//! address, so that none keeps the others from their consoles.
 
 use std::{
     collections::BTreeMap,
@@ -11,22 +11,20 @@ use std::{
 pub struct Room {
     /// At once in one replica.
     all: usize,
-    /// Of those, of one namespace.
-    of_a_namespace: usize,
+    /// Of those, of one namespace or address.
+    of_one: usize,
 }
 
 /// Streams: each may hold some hundred KiB.
-pub const STREAMS: Room = Room {
-    all: 256,
-    of_a_namespace: 64,
-};
+pub const STREAMS: Room = Room { all: 256, of_one: 64 };
 /// Machines in bodies: each may hold half a MiB.
-pub const MACHINES: Room = Room {
-    all: 16,
-    of_a_namespace: 4,
-};
+pub const MACHINES: Room = Room { all: 16, of_one: 4 };
 
-/// The places, taken by namespace. Clones share them.
+/// Connections: each may hold some 50 KiB. An API server has no more requests under way that change something
+/// (--max-mutating-requests-inflight).
+pub const CONNECTIONS: Room = Room { all: 1024, of_one: 256 };
+
+/// The places, and who has taken them. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Places {
     room: Room,
@@ -37,7 +35,7 @@ pub struct Places {
 #[derive(Debug)]
 pub struct Place {
     places: Places,
-    namespace: String,
+    whose: String,
 }
 
 impl Places {
@@ -50,16 +48,16 @@ impl Places {
     }
 
     /// Takes a place; `None` when there is none.
-    pub fn take(&self, namespace: &str) -> Option<Place> {
+    pub fn take(&self, whose: &str) -> Option<Place> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_namespace = taken.get(namespace).copied().unwrap_or_default();
-        if of_namespace >= self.room.of_a_namespace || taken.values().sum::<usize>() >= self.room.all {
+        let of_one = taken.get(whose).copied().unwrap_or_default();
+        if of_one >= self.room.of_one || taken.values().sum::<usize>() >= self.room.all {
             return None;
         }
-        taken.insert(namespace.to_owned(), of_namespace + 1);
+        taken.insert(whose.to_owned(), of_one + 1);
         Some(Place {
             places: self.clone(),
-            namespace: namespace.to_owned(),
+            whose: whose.to_owned(),
         })
     }
 }
@@ -67,9 +65,9 @@ impl Places {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        match taken.get_mut(&self.namespace) {
+        match taken.get_mut(&self.whose) {
             Some(number) if *number > 1 => *number -= 1,
-            _ => drop(taken.remove(&self.namespace)),
+            _ => drop(taken.remove(&self.whose)),
         }
     }
 }
@@ -82,7 +80,7 @@ mod tests {
     fn places_of_one_namespace_leave_room_for_others() {
         let places = Places::new(STREAMS);
         let held: Vec<Place> = std::iter::from_fn(|| places.take("greedy")).collect();
-        assert_eq!(held.len(), STREAMS.of_a_namespace);
+        assert_eq!(held.len(), STREAMS.of_one);
         let other = places.take("other");
         assert!(other.is_some());
         drop(held);
