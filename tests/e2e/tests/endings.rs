@@ -49,10 +49,13 @@ async fn e2e_a_machine_killed_for_its_memory_starts_again() -> Result<()> {
     let first = machine.instance_in("Running", None).await?;
     machine.says("guest: ready").await?;
     let launchers = outer.launchers(space, "vm").await?;
-    let launcher = launchers.first().and_then(ResourceExt::uid).context("a launcher")?;
-    // What is requested holds a whole guest, so only a limit below that is ever met.
-    pods::limit_memory(&launcher, 8 << 20)?;
-    let _console = types(&machine, "eat").await?;
+    let launcher = launchers.first().context("a launcher")?;
+    // What is requested holds a whole guest, so only a limit below that is ever met; and whoever takes what is left, the
+    // kernel chooses the largest.
+    pods::limit_memory(&launcher.uid().context("uid")?, 8 << 20)?;
+    let hungry = "head -c 64M /dev/zero | tail -c 64M >/dev/null";
+    let eats = outer.kubectl(&["exec", "-n", space, &launcher.name_any(), "--", "sh", "-c", hungry]);
+    println!("-- what took the memory ended: {eats:?}");
     machine.instance_in("Running", Some(&first)).await?;
     let told = told(&outer, space, &first, "OOMKilled").await?;
     ensure!(told.contains("memory"), "{told}");
