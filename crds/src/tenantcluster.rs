@@ -53,6 +53,8 @@ pub mod reasons {
     pub const EXHAUSTED: &str = "Exhausted";
     /// The cluster is being deleted.
     pub const DELETING: &str = "Deleting";
+    /// Somebody deleted what has the tenant's state.
+    pub const LOSING_DATA: &str = "LosingData";
 }
 
 /// What the owner of a tenant cluster asks for. Only `version` is required.

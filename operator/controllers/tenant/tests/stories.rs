@@ -12,7 +12,7 @@ use std::{
 
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
-    core::v1::{ConfigMap, Namespace, Node, Secret, ServiceAccount},
+    core::v1::{ConfigMap, Namespace, Node, PersistentVolumeClaim, Secret, ServiceAccount},
 };
 use kube::{
     Api, Client, Config, ResourceExt,
@@ -399,6 +399,47 @@ async fn reconcile_says_what_is_wrong_and_recovers_when_it_is_mended() {
         .await
         .unwrap();
     wait_for_condition(&admin, NS, NAME, conditions::PKI_READY).await;
+}
+
+/// Somebody deletes the claim that has a tenant's etcd.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reconcile_data_that_is_gone_is_not_made_anew() {
+    let (_plane, admin) = outer().await;
+    namespace(&admin, NS).await;
+    let _operator = Operator::start(&admin, "https://127.0.0.1:1");
+    create(&admin, NS, NAME, json!({"version": "v1.35.4"})).await;
+    for machine in ["customera-cp-0", "customera-default-0"] {
+        machine_exists(&admin, machine).await;
+    }
+    let claims = Api::<PersistentVolumeClaim>::namespaced(admin.clone(), NS);
+    let (data, scratch) = ("customera-cp-0-data", "customera-default-0-data");
+    let says = async |what: &str| {
+        let said = wait_until(PATIENCE, || async {
+            condition(&cluster(&admin, NS, NAME).await, conditions::READY)
+                .1
+                .contains(what)
+        });
+        assert!(said.await, "{what}: {:#?}", cluster(&admin, NS, NAME).await.status);
+    };
+    claims.delete(data, &DeleteParams::default()).await.unwrap();
+    says("no empty one is made in its place").await;
+    assert!(claims.get_opt(data).await.unwrap().is_none());
+
+    let restored: PersistentVolumeClaim = serde_json::from_value(json!({"metadata": {"name": data}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}},
+    }}))
+    .unwrap();
+    claims.create(&PostParams::default(), &restored).await.unwrap();
+    says("customera-cp-0: the virtual machine is").await;
+
+    // A worker keeps nothing that is not made anew.
+    let before = claims.get(scratch).await.unwrap().uid();
+    claims.delete(scratch, &DeleteParams::default()).await.unwrap();
+    let anew = wait_until(PATIENCE, || async {
+        let claim = claims.get_opt(scratch).await.unwrap();
+        claim.is_some_and(|claim| claim.uid() != before)
+    });
+    assert!(anew.await);
 }
 
 /// Takes the finalizer off and deletes, before anybody can put it back.

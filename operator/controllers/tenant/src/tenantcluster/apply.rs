@@ -9,7 +9,7 @@ use std::{
 
 use futures::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret, Service};
 use kube::{
     Api, Resource, ResourceExt,
     core::{DynamicObject, NamespaceResourceScope},
@@ -48,6 +48,12 @@ pub enum WriteError {
     /// Whether the name is free can't be read.
     #[error("whether {0} exists can't be read")]
     Claim(String, #[source] kube::Error),
+    /// Its data disk is gone.
+    #[error(
+        "PersistentVolumeClaim {0}, which has all that the tenant's etcd knows, is gone: restore it under this name, from a \
+         snapshot for example, or delete the TenantCluster; no empty one is made in its place"
+    )]
+    DataGone(String),
     /// Allocations can't be read.
     #[error("choosing a network failed")]
     Allocations(#[source] DereferenceError),
@@ -283,8 +289,7 @@ pub async fn slots(applier: &Applier, input: &SlotInput<'_>, slots: &[Slot]) -> 
     stream::iter(writes).buffered(SLOTS_AT_ONCE).try_collect().await
 }
 
-/// Secret and claim, either a record of the slot's address, come before the machine. A claim is made once; its size is
-/// not changed.
+/// Secret and claim, either a record of the slot's address, come before the machine.
 async fn one_slot(
     applier: &Applier,
     input: &SlotInput<'_>,
@@ -317,19 +322,13 @@ async fn one_slot(
         slot: slot.name.clone(),
         source,
     })?;
-    let claim = slots::claim(valid, slot);
     let machine = observed.machines.get(&slot.name);
     let request = console::request(machine, ready.contains(&slot.name), now);
     let desired = slots::machine(valid, slot, request.as_deref());
     // Every request on the way to a new machine delays the tenant: what can go side by side does.
     futures::try_join!(
         put(applier, &secret, stored, &valid.uid),
-        async {
-            match observed.claims.contains_key(&claim.name_any()) {
-                true => Ok(()),
-                false => put(applier, &claim, None, &valid.uid).await.map(drop),
-            }
-        },
+        data_disk(applier, valid, slot, observed),
         unclaimed(applier, &desired, machine, &valid.uid),
     )?;
     applier.apply(&desired, machine).await.map_err(WriteError::Apply)?;
@@ -337,4 +336,22 @@ async fn one_slot(
         .iter()
         .map(|(name, credential)| (*name, credential.not_after))
         .collect())
+}
+
+/// A slot's claim, made once; its size is not changed. Of a control plane that has a machine, it had one: in place of what
+/// is gone no empty one is made, which would be an empty cluster of the same name.
+async fn data_disk(applier: &Applier, valid: &Validated, slot: &Slot, observed: &Observed) -> Result<(), WriteError> {
+    let desired = slots::claim(valid, slot);
+    let name = desired.name_any();
+    if observed.claims.contains_key(&name) {
+        return Ok(());
+    }
+    if !(slot.is_control_plane() && observed.machines.contains_key(&slot.name)) {
+        return put(applier, &desired, None, &valid.uid).await.map(drop);
+    }
+    // One that somebody restored is not known for the cluster's by labels and owner.
+    let claims = Api::<PersistentVolumeClaim>::namespaced(applier.client().clone(), &valid.namespace);
+    let found = claims.get_metadata_opt(&name).await;
+    let found = found.map_err(|source| WriteError::Claim(format!("PersistentVolumeClaim {name}"), source))?;
+    found.map(drop).ok_or(WriteError::DataGone(name))
 }

@@ -14,7 +14,10 @@ use kubernest_crds::{
 };
 use serde::de::DeserializeOwned;
 
-use super::build::{network::nad_kind, slots::image_of};
+use super::build::{
+    network::nad_kind,
+    slots::{claim_name, image_of},
+};
 use crate::options::{NodeImage, NodeImages};
 
 /// Objects of the whole installation in one answer.
@@ -63,6 +66,12 @@ impl Observed {
             *entry = address.or(*entry);
         }
         all
+    }
+
+    /// Whether somebody deleted a slot's data disk: it stays while a machine uses it (Kubernetes' pvc-protection).
+    pub fn is_losing_data(&self, slot: &str) -> bool {
+        let claim = self.claims.get(&claim_name(slot));
+        claim.is_some_and(|claim| claim.metadata.deletion_timestamp.is_some())
     }
 }
 

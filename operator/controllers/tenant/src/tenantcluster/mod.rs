@@ -397,6 +397,7 @@ async fn write_slots(
             machine: printable.unwrap_or_else(|| "not started yet".to_owned()),
             node: nodes.get(&slot.name).cloned(),
             console: String::new(),
+            losing_data: observed.is_losing_data(&slot.name),
         });
         let named = expiries
             .into_iter()

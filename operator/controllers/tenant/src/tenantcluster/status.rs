@@ -12,7 +12,7 @@ use kubernest_runtime::conditions::{self, Status};
 use super::{
     build::{
         network::{API_PORT, Network},
-        slots::Slot,
+        slots::{Slot, claim_name},
     },
     link::{NodeFacts, View},
     validate::Validated,
@@ -61,6 +61,8 @@ pub struct SlotState {
     pub node: Option<NodeFacts>,
     /// What its guest said last.
     pub console: String,
+    /// Somebody deleted its data disk, which goes once no machine uses it.
+    pub losing_data: bool,
 }
 
 impl SlotState {
@@ -172,7 +174,7 @@ pub fn derive(
         } = verdict;
         conditions::set_at(&mut status.conditions, type_, *value, reason, message, generation, now);
     };
-    let ready = overall(&all, failure);
+    let ready = overall(&all, progress, failure);
     set(types::READY, &ready);
     for (type_, verdict) in &all {
         set(type_, verdict);
@@ -220,16 +222,19 @@ fn verdicts(progress: &Progress, failure: Option<&Failure>) -> [(&'static str, V
     let control_plane = control_plane(progress).unwrap_or_else(|| failed("making the control plane's virtual machine"));
     let api = control_plane.status == Status::True;
     let first = || waits(reasons::WAITING, "waits for the control plane");
+    let nodes = if api { nodes(progress) } else { first() };
     let addons = match (api, progress.addons, progress.dns) {
         (false, ..) => first(),
         (true, false, _) => failed("applying flannel and CoreDNS in the tenant"),
-        (true, true, false) => waits(
-            reasons::IN_PROGRESS,
-            "waits for CoreDNS to answer; it starts once a node is Ready",
-        ),
+        (true, true, false) if nodes.status == Status::True => {
+            waits(reasons::IN_PROGRESS, "waits for CoreDNS to answer")
+        }
+        (true, true, false) => {
+            let message = format!("waits for CoreDNS to answer, which needs a node: {}", nodes.message);
+            waits(reasons::IN_PROGRESS, message)
+        }
         (true, true, true) => holds("flannel and CoreDNS run"),
     };
-    let nodes = if api { nodes(progress) } else { first() };
     let ingress = match (&progress.valid, progress.cluster_ip, api) {
         (Some(valid), Some(address), true) => holds(format!("{} leads to {address}:{API_PORT}", valid.host)),
         (Some(_), Some(_), false) => first(),
@@ -290,7 +295,7 @@ fn nodes(progress: &Progress) -> Verdict {
     waits(reason, text)
 }
 
-fn overall(all: &[(&'static str, Verdict)], failure: Option<&Failure>) -> Verdict {
+fn overall(all: &[(&'static str, Verdict)], progress: &Progress, failure: Option<&Failure>) -> Verdict {
     if let Some(failure) = failure {
         let next = if failure.terminal.is_some() {
             ""
@@ -299,6 +304,16 @@ fn overall(all: &[(&'static str, Verdict)], failure: Option<&Failure>) -> Verdic
         };
         let message = format!("the step {:?} failed: {}{next}", failure.step, failure.message);
         return waits(failure.terminal.unwrap_or(reasons::ERROR), message);
+    }
+    let mut slots = progress.slots.iter().filter(|state| state.slot.is_control_plane());
+    if let Some(state) = slots.find(|state| state.losing_data) {
+        let claim = claim_name(&state.slot.name);
+        let message = format!(
+            "PersistentVolumeClaim {claim}, which has all that the tenant's etcd knows, is being deleted: it goes when {} \
+             stops, and a deletion can't be taken back; save what is to be kept (etcdctl snapshot save)",
+            state.slot.name
+        );
+        return waits(reasons::LOSING_DATA, message);
     }
     match all.iter().find(|(_, verdict)| verdict.status != Status::True) {
         Some((_, verdict)) => waits(verdict.reason, verdict.message.clone()),
@@ -368,6 +383,7 @@ mod tests {
                 ..NodeFacts::default()
             }),
             console: String::new(),
+            losing_data: false,
         };
         Progress {
             valid: Some(valid),
@@ -407,6 +423,52 @@ mod tests {
         let first = derive(&cluster, &progress(&cluster), None, at(100));
         cluster.status = Some(first.clone());
         assert_eq!(derive(&cluster, &progress(&cluster), None, at(200)), first);
+    }
+
+    #[test]
+    fn status_says_that_data_is_being_deleted() {
+        let cluster = cluster(json!({"version": "v1.35.4"}));
+        let mut progress = progress(&cluster);
+        // What a worker has is made anew.
+        let workers = |state: &&mut SlotState| !state.slot.is_control_plane();
+        progress
+            .slots
+            .iter_mut()
+            .filter(workers)
+            .for_each(|state| state.losing_data = true);
+        assert_eq!(derive(&cluster, &progress, None, at(100)).phase, Phase::Ready);
+        progress.slots.iter_mut().for_each(|state| state.losing_data = true);
+        let status = derive(&cluster, &progress, None, at(100));
+        let ready = condition(&status, types::READY);
+        assert_eq!(
+            (ready.status.as_str(), ready.reason.as_str()),
+            ("False", reasons::LOSING_DATA)
+        );
+        let name = claim_name(&progress.slots[0].slot.name);
+        assert!(ready.message.contains(&name), "{}", ready.message);
+        assert_eq!(condition(&status, types::CONTROL_PLANE_READY).status, "True");
+    }
+
+    #[test]
+    fn status_names_the_node_that_coredns_waits_for() {
+        let cluster = cluster(json!({"version": "v1.35.4"}));
+        let mut progress = progress(&cluster);
+        progress.dns = false;
+        let message = |progress: &Progress| {
+            let status = derive(&cluster, progress, None, at(100));
+            condition(&status, types::READY).message.clone()
+        };
+        assert_eq!(message(&progress), "waits for CoreDNS to answer");
+        let slot = progress.slots.last_mut().unwrap();
+        slot.node = Some(NodeFacts {
+            message: "Kubelet stopped posting node status.".into(),
+            ..NodeFacts::default()
+        });
+        assert!(
+            message(&progress).contains("Kubelet stopped posting"),
+            "{}",
+            message(&progress)
+        );
     }
 
     #[test]
