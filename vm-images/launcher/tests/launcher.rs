@@ -216,8 +216,10 @@ fn launcher_tells_that_the_guest_panicked() {
         termination.message.starts_with("the guest's kernel panicked"),
         "{termination:?}"
     );
-    // The kernel's sentence, or, where a long call trace has pushed it out of the last lines, its function in the trace.
-    let tells = |line: &String| line.contains("Kernel panic") || line.contains("panic+0x");
+    // The kernel's sentence, or, where a long call trace has pushed it out of the last lines, a function in the trace: of the
+    // panic, or of what led to it.
+    let marks = ["Kernel panic", "panic+0x", "sysrq_handle_crash+0x"];
+    let tells = |line: &String| marks.iter().any(|mark| line.contains(mark));
     assert!(termination.serial.iter().any(tells), "{termination:?}");
 }
 
