@@ -115,14 +115,14 @@ async fn reviewed(
     if !kubernest_admission::has_rules(kind) {
         return Err((StatusCode::BAD_REQUEST, format!("no rules for kind {kind}")).into_response());
     }
-    if request.is_too_much().map_err(bad_request)? {
+    let values = request.values().map_err(bad_request)?;
+    if values.iter().any(|values| *values > VALUES) {
         let mut report = Report::default();
         report.invalid("", format!("more than {VALUES} values are no {kind}"));
         let decision = report.decide(|causes| causes[0].message.clone());
         return Ok(Json(webhooks.refuse(&request.without_objects(), &decision)).into_response());
     }
-    let values = request.values().map_err(bad_request)?.iter().sum();
-    let _turn = webhooks.bodies.turn(values).await;
+    let _turn = webhooks.bodies.turn(values.iter().sum()).await;
     Ok(answer(&webhooks, &request.whole().map_err(bad_request)?))
 }
 
