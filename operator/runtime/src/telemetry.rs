@@ -45,18 +45,37 @@ pub fn init(format: Format) {
 
 /// An error and all its sources, joined by `: `, for a log line or a condition's message; the first 4 KiB.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let message = source.to_string();
-        // Some libraries repeat their source in their own message; a reader wants it once.
-        if !text.contains(&message) {
-            text.push_str(": ");
-            text.push_str(&message);
-        }
-        next = source.source();
+    truncate(&words(error), CHAIN_BYTES).to_owned()
+}
+
+/// The whole chain. An API server's refusal is told in its own words: kube adds the debug text of the whole Status.
+fn words(error: &(dyn Error + 'static)) -> String {
+    if let Some(kube::Error::Api(status)) = error.downcast_ref() {
+        return refusal(status);
     }
-    truncate(&text, CHAIN_BYTES).to_owned()
+    let text = error.to_string();
+    let Some(source) = error.source() else { return text };
+    let (message, plain) = (source.to_string(), words(source));
+    // Some libraries repeat their source in their own message; a reader wants it once.
+    if !message.is_empty() && text.contains(&message) {
+        text.replacen(&message, &plain, 1)
+    } else if text.contains(&plain) {
+        text
+    } else {
+        format!("{text}: {plain}")
+    }
+}
+
+/// What an API server, or a proxy before it, answered instead of what was asked for.
+pub fn refusal(status: &kube::core::Status) -> String {
+    let said = status.message.trim();
+    if said.starts_with('{') || said.starts_with('<') || said.is_empty() {
+        // A document is for programs; kube gives it whole where it is no Status.
+        return format!("HTTP status {} {}", status.code, status.reason)
+            .trim_end()
+            .to_owned();
+    }
+    said.to_owned()
 }
 
 /// The longest prefix of at most `bytes` bytes that ends between characters.
@@ -91,6 +110,22 @@ mod tests {
     fn chain_joins_sources_once() {
         let error = Outer(std::io::Error::other("disk full"));
         assert_eq!(chain(&error), "cannot apply: disk full");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot watch: {0}")]
+    struct Repeats(#[source] kube::Error);
+
+    #[test]
+    fn chain_tells_a_refusal_in_the_servers_words() {
+        let refused = |message: &str, reason: &str| {
+            let status = kube::core::Status::failure(message, reason).with_code(403);
+            chain(&Repeats(kube::Error::Api(status.boxed())))
+        };
+        let text = refused("pods is forbidden: not yours", "Forbidden");
+        assert_eq!(text, "cannot watch: pods is forbidden: not yours");
+        let text = refused("{\"not\": \"a Status", "Failed to parse error data");
+        assert_eq!(text, "cannot watch: HTTP status 403 Failed to parse error data");
     }
 
     #[test]

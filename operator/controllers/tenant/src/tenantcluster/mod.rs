@@ -46,7 +46,7 @@ use self::{
     dereference::{DereferenceError, Observed},
     inner::InnerError,
     link::{Link, LinkError, Target},
-    status::{Failure, Progress, SlotState},
+    status::{Failure, Milestone, Progress, SlotState},
     teardown::TeardownError,
     validate::{Invalid, Validated},
 };
@@ -414,7 +414,7 @@ async fn look_at_consoles(
     observed: &Observed,
     progress: &mut Progress,
 ) -> Result<(), Error> {
-    let down = |state: &SlotState| !state.node.as_ref().is_some_and(|node| node.ready);
+    let down = |state: &SlotState| !state.node_ready();
     let asked = |state: &SlotState| {
         let machine = observed.machines.get(&state.slot.name);
         machine.is_some_and(|machine| {
@@ -449,11 +449,7 @@ async fn inside(link: &Link, progress: &mut Progress) -> Result<(), Error> {
             inner::apply_node(link, &state.slot, node).await.map_err(Error::Inner)?;
         }
     }
-    if progress
-        .slots
-        .iter()
-        .any(|state| state.node.as_ref().is_some_and(|node| node.ready))
-    {
+    if progress.slots.iter().any(SlotState::node_ready) {
         progress.dns = inner::dns_available(link).await.map_err(Error::Inner)?;
     }
     Ok(())
@@ -470,8 +466,14 @@ async fn announce(
         .as_ref()
         .map(|status| status.conditions.as_slice())
         .unwrap_or_default();
-    for (reason, note) in status::milestones(before, &status.conditions) {
-        context.recorder.normal(cluster, &reason, "Reconcile", &note).await;
+    for Milestone { reached, reason, note } in status::milestones(before, &status.conditions) {
+        let recorder = &context.recorder;
+        if reached {
+            recorder.normal(cluster, &reason, "Reconcile", &note).await;
+        } else if failure.is_none() {
+            // What could not be looked at is not known to be lost.
+            recorder.warning(cluster, &reason, "Reconcile", &note).await;
+        }
     }
     if let Some(failure) = failure {
         let reason = failure.terminal.unwrap_or(reasons::ERROR);

@@ -1,6 +1,6 @@
 //! What a cluster's status says: pure, from what was applied and observed in this reconcile.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -66,8 +66,9 @@ pub struct SlotState {
 }
 
 impl SlotState {
-    fn node_ready(&self) -> bool {
-        self.node.as_ref().is_some_and(|node| node.ready)
+    /// The tenant's word alone is not enough: it calls a node Ready for most of a minute after its machine is gone.
+    pub fn node_ready(&self) -> bool {
+        self.machine_ready && self.node.as_ref().is_some_and(|node| node.ready)
     }
 
     /// Why the slot is not up, in one sentence.
@@ -342,18 +343,38 @@ pub fn deleting(cluster: &TenantCluster, waiting: &str, now: Timestamp) -> Tenan
     status
 }
 
-/// What became true since the last status, as (reason, note) of an event each.
-pub fn milestones(before: &[Condition], after: &[Condition]) -> Vec<(String, String)> {
-    let was: BTreeSet<&str> = before
+/// What became true since the last status, and what no longer is.
+pub fn milestones(before: &[Condition], after: &[Condition]) -> Vec<Milestone> {
+    let held = |of: &[Condition], type_: &str| conditions::is_true(of, type_);
+    let changed = after
         .iter()
-        .filter(|condition| condition.status == "True")
-        .map(|c| c.type_.as_str())
-        .collect();
-    let new = after
-        .iter()
-        .filter(|condition| condition.status == "True" && !was.contains(condition.type_.as_str()));
-    new.map(|condition| (condition.type_.clone(), condition.message.clone()))
-        .collect()
+        .filter(|condition| held(before, &condition.type_) != held(after, &condition.type_));
+    let milestone = |condition: &Condition| {
+        let reached = condition.status == "True";
+        Milestone {
+            reached,
+            reason: match condition.type_.strip_suffix("Ready") {
+                // `NodesNotReady`, as the node controller's NodeNotReady.
+                Some(what) if !reached => format!("{what}NotReady"),
+                _ => condition.type_.clone(),
+            },
+            note: condition.message.clone(),
+        }
+    };
+    // Ready itself only repeats which other is lost.
+    let told = |milestone: &Milestone| milestone.reached || milestone.reason != "NotReady";
+    changed.map(milestone).filter(told).collect()
+}
+
+/// A step of a cluster's life that its events tell.
+#[derive(Debug, PartialEq)]
+pub struct Milestone {
+    /// Forward, or back.
+    pub reached: bool,
+    /// The event's reason.
+    pub reason: String,
+    /// The event's text.
+    pub note: String,
 }
 
 #[cfg(test)]
@@ -526,11 +547,36 @@ mod tests {
         let before = derive(&cluster, &progress, None, at(100)).conditions;
         progress.dns = true;
         let after = derive(&cluster, &progress, None, at(200)).conditions;
-        let reasons: Vec<_> = milestones(&before, &after)
-            .into_iter()
-            .map(|(reason, _)| reason)
+        let all = milestones(&before, &after);
+        let reasons: Vec<_> = all
+            .iter()
+            .map(|milestone| (milestone.reached, milestone.reason.as_str()))
             .collect();
-        assert_eq!(reasons, ["Ready", "AddonsReady"]);
+        assert_eq!(reasons, [(true, "Ready"), (true, "AddonsReady")]);
         assert!(milestones(&after, &after).is_empty());
+    }
+
+    #[test]
+    fn status_of_a_lost_machine_does_not_wait_for_the_tenant_to_notice() {
+        let mut cluster = cluster(json!({"version": "v1.35.4"}));
+        let mut progress = progress(&cluster);
+        let before = derive(&cluster, &progress, None, at(100));
+        cluster.status = Some(before.clone());
+        let worker = progress
+            .slots
+            .iter_mut()
+            .find(|state| !state.slot.is_control_plane())
+            .unwrap();
+        (worker.machine_ready, worker.machine) = (false, "Starting".into());
+        assert!(worker.node.as_ref().unwrap().ready, "the tenant does not know yet");
+        let after = derive(&cluster, &progress, None, at(200));
+        assert_eq!((after.phase, after.nodes.as_deref()), (Phase::Degraded, Some("1/2")));
+        let note = "customera-default-0: the virtual machine is Starting".to_owned();
+        let lost = Milestone {
+            reached: false,
+            reason: "NodesNotReady".into(),
+            note,
+        };
+        assert_eq!(milestones(&before.conditions, &after.conditions), [lost]);
     }
 }

@@ -10,6 +10,7 @@ mod nodes;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::Ipv4Addr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -28,7 +29,7 @@ use kubernest_crds::TenantCluster;
 use kubernest_pki::{Credential, Kubeconfig, KubeconfigAuth};
 use kubernest_runtime::{
     Applier, CancellationToken,
-    telemetry::{chain, truncate},
+    telemetry::{chain, refusal, truncate},
 };
 use tokio::{
     sync::{Notify, watch},
@@ -252,7 +253,8 @@ async fn client(target: &Target) -> Result<Client, LinkError> {
 /// Most failing checks that are named; there are some forty.
 const CHECKS_NAMED: usize = 2;
 
-/// Why an API server is not ready, on one line: the checks of /readyz that fail, else the innermost cause.
+/// Why an API server is not ready, on one line: the checks of /readyz that fail, else how far the way to it leads. Each of
+/// these is usual while a machine starts, and must not look like a fault.
 fn not_ready(error: &LinkError) -> String {
     let LinkError::Api(_, source) = error else {
         return chain(error);
@@ -260,14 +262,26 @@ fn not_ready(error: &LinkError) -> String {
     if let kube::Error::Api(status) = source {
         let failing = status.message.lines().filter_map(|line| line.strip_prefix("[-]"));
         let failing: Vec<_> = failing.filter_map(|check| check.split(' ').next()).collect();
-        if !failing.is_empty() {
-            let (named, rest) = failing.split_at(failing.len().min(CHECKS_NAMED));
-            let more = (!rest.is_empty()).then(|| format!(" and {} more", rest.len()));
-            return format!("/readyz waits for {}{}", named.join(", "), more.unwrap_or_default());
+        if failing.is_empty() {
+            return refusal(status);
         }
+        let (named, rest) = failing.split_at(failing.len().min(CHECKS_NAMED));
+        let more = (!rest.is_empty()).then(|| format!(" and {} more", rest.len()));
+        return format!("/readyz waits for {}{}", named.join(", "), more.unwrap_or_default());
     }
-    let causes = std::iter::successors(Some(source as &dyn std::error::Error), |error| error.source());
-    causes.last().map(ToString::to_string).unwrap_or_default()
+    let causes = || std::iter::successors(Some(source as &dyn std::error::Error), |error| error.source());
+    let mut kinds = causes().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    let usual = kinds.find_map(|cause| match cause.kind() {
+        io::ErrorKind::ConnectionRefused => Some("its port is not open yet"),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Some("its network is not up yet"),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
+            Some("it closed the connection")
+        }
+        io::ErrorKind::TimedOut => Some("it takes no connection in time"),
+        _ => None,
+    });
+    let innermost = || causes().last().map(ToString::to_string).unwrap_or_default();
+    usual.map_or_else(innermost, str::to_owned)
 }
 
 /// As much of a tenant's text as is repeated outside it.

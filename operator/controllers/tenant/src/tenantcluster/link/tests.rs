@@ -129,8 +129,15 @@ fn link_names_only_the_failing_checks_of_readyz() {
 }
 
 #[test]
-fn link_says_the_innermost_cause_of_no_answer() {
-    let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-    let error = LinkError::Api("answer /readyz", kube::Error::Service(Box::new(refused)));
-    assert_eq!(not_ready(&error), "connection refused");
+fn link_says_how_far_the_way_to_a_starting_api_server_leads() {
+    let said = |cause: io::Error| {
+        let error = kube::Error::Service(Box::new(cause));
+        not_ready(&LinkError::Api("answer /readyz", error))
+    };
+    assert_eq!(
+        said(io::ErrorKind::ConnectionRefused.into()),
+        "its port is not open yet"
+    );
+    assert_eq!(said(io::ErrorKind::HostUnreachable.into()), "its network is not up yet");
+    assert_eq!(said(io::Error::other("certificate expired")), "certificate expired");
 }
