@@ -38,6 +38,7 @@ binaries: deps ## Build Kubernest's own programs
 
 .PHONY: testbed
 testbed: components binaries ## Build all that the test bed needs
+	@:
 
 .PHONY: images
 images: binaries components ## Build the container images and node images
@@ -45,7 +46,7 @@ images: binaries components ## Build the container images and node images
 	@$(step) node-images vm-images/node-image/build --guest $(CARGO_TARGET_DIR)/release/kubernest-guest $(VERSIONS)
 
 .PHONY: demo
-demo: deps ## Raise an outer cluster, install Kubernest, make a tenant cluster, show how to use both
+demo: ## Raise an outer cluster, install Kubernest, make a tenant cluster, show how to use both
 	@tests/tools/demo
 
 .PHONY: down

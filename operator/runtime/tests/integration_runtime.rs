@@ -2,16 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test; helpers count as production code for clippy")]
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{ConfigMap, Namespace},
+    events::v1::Event,
 };
-use kube::{Api, Client, Resource, ResourceExt, api::PostParams};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{ListParams, PostParams},
+};
 use kubernest_crds::{Phase, TenantCluster, TenantClusterStatus};
 use kubernest_integration::{ControlPlane, install_crds, wait_until};
-use kubernest_runtime::{Applier, CancellationToken, lease};
+use kubernest_runtime::{Applier, CancellationToken, events::Recorder, lease};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -130,6 +134,52 @@ async fn integration_apply_writes_status_and_finalizers() {
     applier.remove_finalizer(&deleting, "kubernest.io/test").await.unwrap();
     applier.remove_finalizer(&deleting, "kubernest.io/test").await.unwrap();
     assert!(tenants.get_opt("a").await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn integration_events_tell_what_is_new_until_it_is_too_much() {
+    let (_plane, client) = plane().await;
+    let object = Applier::new(client.clone(), MANAGER)
+        .apply(&config_map("1"), None)
+        .await
+        .unwrap();
+    let recorder = Recorder::new(client.clone(), MANAGER);
+    for note in [
+        "2 of 2 nodes are Ready",
+        "1 of 1 nodes are Ready",
+        "2 of 2 nodes are Ready",
+    ] {
+        recorder.normal(&object, "NodesReady", "Reconcile", note).await;
+    }
+    for round in 0..20 {
+        recorder
+            .warning(&object, "Error", "Reconcile", &format!("try {round}"))
+            .await;
+    }
+    let events: Vec<Event> = Api::namespaced(client, "org")
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .items;
+    let of = |reason: &str| {
+        let those = events.iter().filter(|event| event.reason.as_deref() == Some(reason));
+        those.collect::<Vec<_>>()
+    };
+    let notes: BTreeSet<_> = of("NodesReady").iter().map(|event| event.note.as_deref()).collect();
+    assert_eq!(
+        notes,
+        [Some("1 of 1 nodes are Ready"), Some("2 of 2 nodes are Ready")].into()
+    );
+    assert_eq!(of("NodesReady").len(), 2, "the same is not said twice");
+    let errors = of("Error");
+    let series: Vec<_> = errors.iter().filter_map(|event| event.series.as_ref()).collect();
+    assert!(errors.len() < 10, "{} events", errors.len());
+    let [series] = series[..] else { panic!("{errors:?}") };
+    assert_eq!(
+        series.count as usize + errors.len() - 1,
+        20,
+        "none is left out of the count"
+    );
 }
 
 #[tokio::test]

@@ -70,15 +70,19 @@ impl<'a> Machine<'a> {
             "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": {"name": name},
             "spec": {"runStrategy": strategy, "template": template},
         });
+        let mut object: VirtualMachine = serde_json::from_value(object)?;
+        object.metadata.namespace = Some(namespace.to_owned());
+        Self::create_from(outer, object).await
+    }
+
+    /// Creates it as it is written, with name and namespace.
+    pub async fn create_from(outer: &'a Outer, object: VirtualMachine) -> Result<Self> {
         let machine = Self {
             outer,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
+            namespace: object.namespace().context("a namespace")?,
+            name: object.name_any(),
         };
-        machine
-            .api()
-            .create(&PostParams::default(), &serde_json::from_value(object)?)
-            .await?;
+        machine.api().create(&PostParams::default(), &object).await?;
         Ok(machine)
     }
 

@@ -101,6 +101,25 @@ async fn e2e_run_strategies_start_and_start_again() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn e2e_the_sample_machine_has_a_shell_on_its_console() -> Result<()> {
+    let outer = Outer::open().await?;
+    let space = "org-sample";
+    machine::namespace(&outer, space)?;
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/samples/virtualmachine.yaml");
+    let sample = outer.kubectl(&["create", "--dry-run=client", "-o", "json", "-f", sample])?;
+    let mut sample: VirtualMachine = serde_json::from_str(&sample)?;
+    sample.metadata.namespace = Some(space.to_owned());
+    let machine = Machine::create_from(&outer, sample).await?;
+    wait::until(&machine.api(), "hello", "the sample's guest serves its page", ready).await?;
+    let mut console = machine.stream("console", USER).await?;
+    console.send(b"echo $((6 * 7)) of $(hostname)\n").await?;
+    ensure!(console.expect("42 of hello").await?, "no shell");
+    machine.delete().await?;
+    outer.kubectl(&["delete", "namespace", space])?;
+    Ok(())
+}
+
 fn ready(machine: Option<&VirtualMachine>) -> bool {
     let status = machine.and_then(|machine| machine.status.as_ref());
     status.is_some_and(|status| status.ready)

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{
     Decision, Review,
-    decision::{Report, kubevirt_style, reasons},
+    decision::{Report, kubevirt_style, reasons, with_fields},
 };
 
 /// Labels of an instance that controllers trust (KubeVirt's list).
@@ -33,8 +33,13 @@ pub fn guard(kind: &str, review: Review<'_>) -> Option<Decision> {
         && has_finalizer(old, finalizer)
         && !has_finalizer(review.object, finalizer)
     {
-        let message = format!("metadata.finalizers: {finalizer} is taken off by kubernest-operator once {until}");
-        report.add(reasons::FORBIDDEN, "metadata.finalizers", message);
+        const FIELD: &str = "metadata.finalizers";
+        let message = format!("{finalizer} is taken off by kubernest-operator once {until}");
+        if kind == "TenantCluster" {
+            report.add(reasons::FORBIDDEN, FIELD, message);
+            return Some(report.decide(with_fields));
+        }
+        report.add(reasons::FORBIDDEN, FIELD, format!("{FIELD}: {message}"));
     }
     if kind == "VirtualMachineInstance" && reserved(old) != reserved(review.object) {
         let message = "modification of the following reserved kubevirt.io/ labels on a VMI object is prohibited";
