@@ -128,6 +128,32 @@ fn admit_instance_spec_is_not_changed_by_users() {
 }
 
 #[test]
+fn admit_leaves_a_tenants_machines_to_its_cluster() {
+    let machine = |strategy: &str, owner: &str| {
+        let owner =
+            json!({"apiVersion": "kubernest.io/v1alpha1", "kind": owner, "name": "customera", "controller": true});
+        let template = json!({"spec": {"domain": {"memory": {"guest": "128Mi"}, "devices": {}}}});
+        json!({"metadata": {"name": "a", "ownerReferences": [owner]}, "spec": {"runStrategy": strategy, "template": template}})
+    };
+    let decide = |owner, own_request| {
+        let (old, new) = (machine("Always", owner), machine("Halted", owner));
+        let review = Review {
+            object: &new,
+            old: Some(&old),
+            own_request,
+        };
+        admit(&installation(), "VirtualMachine", review).unwrap()
+    };
+    let refused = decide("TenantCluster", false);
+    assert_eq!(
+        refused.message,
+        "spec is TenantCluster customera's to write: change the TenantCluster instead"
+    );
+    assert!(decide("TenantCluster", true).allowed());
+    assert!(decide("Pool", false).allowed());
+}
+
+#[test]
 fn admit_templates_without_labels_that_controllers_trust() {
     let spec = json!({"domain": {"memory": {"guest": "128Mi"}, "devices": {}}});
     let template = json!({"metadata": {"labels": {"app": "a", "kubevirt.io/nodeName": "n"}}, "spec": spec});

@@ -14,6 +14,8 @@ use crate::{
     decision::{Report, kubevirt_style, reasons, with_fields},
 };
 
+/// API group of TenantClusters.
+const TENANT_GROUP: &str = "kubernest.io";
 /// Labels of an instance that controllers trust (KubeVirt's list).
 const RESERVED: [&str; 7] = [
     "kubevirt.io/created-by",
@@ -69,6 +71,24 @@ pub fn template_brings_none(report: &mut Report, review: Review<'_>) {
     if !review.own_request && found(review.object) {
         report.not_supported("spec.template.metadata.labels", BRINGS);
     }
+}
+
+/// Refuses a user's change of a machine that a TenantCluster wrote, and would write again.
+pub fn leaves_a_clusters_own(report: &mut Report, review: Review<'_>) {
+    let Some(cluster) = review.old.filter(|_| !review.own_request).and_then(cluster_of) else {
+        return;
+    };
+    let message = format!("spec is TenantCluster {cluster}'s to write: change the TenantCluster instead");
+    report.add(reasons::FORBIDDEN, "spec", message);
+}
+
+/// The TenantCluster that controls an object.
+fn cluster_of(object: &Value) -> Option<&str> {
+    let mut owners = object.pointer("/metadata/ownerReferences")?.as_array()?.iter();
+    let owner = owners.find(|owner| owner["controller"] == true)?;
+    let group = owner["apiVersion"].as_str()?.split('/').next();
+    let ours = group == Some(TENANT_GROUP) && owner["kind"] == "TenantCluster";
+    owner["name"].as_str().filter(|_| ours)
 }
 
 /// The finalizer of a kind, and when it is taken off.

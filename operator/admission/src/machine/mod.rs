@@ -45,6 +45,7 @@ pub fn decide_virtual_machine(_: &Installation, review: Review<'_>) -> Decision 
         instance(&mut report, "spec.template.spec", &spec.template.spec);
     }
     guard::template_brings_none(&mut report, review);
+    guard::leaves_a_clusters_own(&mut report, review);
     template_annotations(&mut report, review.object);
     report.decide(kubevirt_style)
 }

@@ -8,11 +8,17 @@
 //! | Always | no | the strategy becomes Halted | a request |
 //! | Once | no | the strategy becomes Halted | no |
 //!
+//! A TenantCluster's machine is not stopped: the cluster would start it again at once.
+//!
 //! A request is an entry of `status.stateChangeRequests`, carried out by the machine controllers. A grace period is written
 //! into the instance after that: alone it would shorten another stop than the one that was asked for. Sentences are
 //! upstream's (virt-api).
 
-use kubernest_crds::kubevirt::v1::{VirtualMachine, VirtualMachineInstance, VirtualMachineStatus, phase, run_strategy};
+use kube::Resource;
+use kubernest_crds::{
+    TenantCluster,
+    kubevirt::v1::{VirtualMachine, VirtualMachineInstance, VirtualMachineStatus, phase, run_strategy},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -73,6 +79,14 @@ impl<'a> Found<'a> {
 
     fn conflict(&self, why: &str) -> Failure {
         Failure::conflict(Kind::Machine, self.name(), why)
+    }
+
+    /// The TenantCluster whose node it is.
+    fn cluster(&self) -> Option<&'a str> {
+        let mut owners = self.machine.metadata.owner_references.iter().flatten();
+        let owner = owners.find(|owner| owner.controller == Some(true))?;
+        let ours = owner.kind == TenantCluster::kind(&()) && owner.api_version == TenantCluster::api_version(&());
+        ours.then_some(owner.name.as_str())
     }
 
     fn strategy(&self) -> Result<&'a str, Failure> {
@@ -196,11 +210,17 @@ pub fn start(found: Found<'_>, options: &StartOptions) -> Result<Change, Failure
 /// Decides about a stop.
 ///
 /// # Errors
-/// 409 when nothing runs, 400 for a grace period below zero.
+/// 409 when nothing runs or the machine is a tenant's node, which would start again at once; 400 for a grace period below
+/// zero.
 pub fn stop(found: Found<'_>, options: &StopOptions) -> Result<Change, Failure> {
     let strategy = found.strategy()?;
     if options.grace_period.is_some_and(|seconds| seconds < 0) {
         return Err(Failure::bad_request("gracePeriod has to be greater or equal to 0"));
+    }
+    if let Some(cluster) = found.cluster() {
+        return Err(found.conflict(&format!(
+            "it is a node of TenantCluster {cluster}, which keeps it running: restart it, or change or delete the TenantCluster"
+        )));
     }
     let runs = found.instance.filter(|_| !found.is_over());
     let shortened = runs.zip(options.grace_period);

@@ -198,3 +198,22 @@ fn lifecycle_dry_runs_are_asked_for_in_one_word() {
     assert_eq!(is_dry_run(None), Ok(false));
     assert!(is_dry_run(Some(&["Some".to_owned()])).is_err());
 }
+
+#[test]
+fn stop_of_a_tenants_node_is_refused() {
+    let mut machine = machine("Always");
+    let owner = json!({"apiVersion": "kubernest.io/v1alpha1", "kind": "TenantCluster", "name": "customera", "uid": "u", "controller": true});
+    machine.metadata.owner_references = Some(vec![serde_json::from_value(owner).unwrap()]);
+    let instance = instance("Running");
+    let found = Found {
+        machine: &machine,
+        instance: Some(&instance),
+    };
+    let refused = stop(found, &StopOptions::default()).unwrap_err();
+    assert!(
+        refused.message.contains("a node of TenantCluster customera"),
+        "{}",
+        refused.message
+    );
+    assert!(restart(found, &RestartOptions::default()).is_ok());
+}
