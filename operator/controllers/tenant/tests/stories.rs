@@ -425,6 +425,33 @@ async fn reconcile_data_that_is_gone_is_not_made_anew() {
     says("no empty one is made in its place").await;
     assert!(claims.get_opt(data).await.unwrap().is_none());
 
+    // Of a cluster that has answered, not even where its machine was deleted as well.
+    let answered = Patch::Merge(json!({"status": {"version": "v1.35.4"}}));
+    clusters(&admin, NS)
+        .patch_status(NAME, &PatchParams::default(), &answered)
+        .await
+        .unwrap();
+    // A generation that was looked at shows that the slots were gone through once more.
+    let scale = async |replicas: u32| {
+        let spec = Patch::Merge(json!({"spec": {"nodePools": [{"name": "default", "replicas": replicas}]}}));
+        let scaled = clusters(&admin, NS).patch(NAME, &PatchParams::default(), &spec).await;
+        let generation = scaled.unwrap().metadata.generation;
+        let seen = wait_until(PATIENCE, || async {
+            let status = cluster(&admin, NS, NAME).await.status.unwrap();
+            status.observed_generation == generation
+        });
+        assert!(seen.await, "{replicas}");
+    };
+    scale(2).await;
+    let machines = Api::<VirtualMachine>::namespaced(admin.clone(), NS);
+    machines
+        .delete("customera-cp-0", &DeleteParams::default())
+        .await
+        .unwrap();
+    scale(3).await;
+    assert!(claims.get_opt(data).await.unwrap().is_none());
+    assert!(machines.get_opt("customera-cp-0").await.unwrap().is_none());
+
     let restored: PersistentVolumeClaim = serde_json::from_value(json!({"metadata": {"name": data}, "spec": {
         "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}},
     }}))

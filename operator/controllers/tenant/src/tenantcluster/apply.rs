@@ -338,15 +338,16 @@ async fn one_slot(
         .collect())
 }
 
-/// A slot's claim, made once; its size is not changed. Of a control plane that has a machine, it had one: in place of what
-/// is gone no empty one is made, which would be an empty cluster of the same name.
+/// A slot's claim, made once; its size is not changed. A control plane that has a machine, or ever answered, had one: in
+/// place of what is gone no empty one is made, which would be an empty cluster of the same name.
 async fn data_disk(applier: &Applier, valid: &Validated, slot: &Slot, observed: &Observed) -> Result<(), WriteError> {
     let desired = slots::claim(valid, slot);
     let name = desired.name_any();
     if observed.claims.contains_key(&name) {
         return Ok(());
     }
-    if !(slot.is_control_plane() && observed.machines.contains_key(&slot.name)) {
+    let had_one = observed.has_answered || observed.machines.contains_key(&slot.name);
+    if !(slot.is_control_plane() && had_one) {
         return put(applier, &desired, None, &valid.uid).await.map(drop);
     }
     // One that somebody restored is not known for the cluster's by labels and owner.

@@ -45,6 +45,8 @@ pub struct Observed {
     pub services: BTreeMap<String, Service>,
     /// The tenant network as Multus knows it.
     pub attachments: BTreeMap<String, DynamicObject>,
+    /// The tenant's API server has answered: its etcd has data.
+    pub has_answered: bool,
 }
 
 impl Observed {
@@ -101,6 +103,8 @@ pub async fn dereference(client: &Client, cluster: &TenantCluster) -> Result<Obs
         secrets,
         services,
         attachments,
+        // Once known, status keeps it.
+        has_answered: cluster.status.as_ref().is_some_and(|status| status.version.is_some()),
     })
 }
 
