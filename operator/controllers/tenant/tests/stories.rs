@@ -91,7 +91,8 @@ async fn whole_life(version: &str) {
     .await
     .unwrap();
     let ports = Ports::choose();
-    let operator = Operator::start(&writes.client(config), &ports.endpoint());
+    let client = writes.client(config);
+    let operator = Operator::start(&client, &ports.endpoint());
     let spec = |pools: serde_json::Value| json!({"version": version, "nodePools": pools});
     create(&admin, NS, NAME, spec(json!([{"name": "a", "labels": {"tier": "db"}}]))).await;
 
@@ -153,6 +154,15 @@ async fn whole_life(version: &str) {
     );
 
     rests(&admin, &operator, &writes).await;
+
+    // Another operator takes over: what it has not seen yet is not lost, so the status never says so.
+    let before = cluster(&admin, NS, NAME).await.resource_version();
+    drop(operator);
+    let operator = Operator::start(&client, &ports.endpoint());
+    let looked = || async { operator.context.view(&uid).is_some_and(|view| view.listed) };
+    assert!(wait_until(PATIENCE, looked).await, "{:?}", operator.context.view(&uid));
+    rests(&admin, &operator, &writes).await;
+    assert_eq!(cluster(&admin, NS, NAME).await.resource_version(), before);
     encrypts_secrets(&user, &programs, &ports).await;
 
     // Scale up: a new slot with the next address; its machine at once.

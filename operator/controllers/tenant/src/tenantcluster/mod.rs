@@ -57,6 +57,8 @@ const SOON: Duration = Duration::from_secs(10);
 const INSIDE: Duration = Duration::from_secs(3);
 /// Longest time that a reconcile spends inside a tenant.
 const INSIDE_LIMIT: Duration = Duration::from_secs(60);
+/// Longest wait for the first answer of a cluster that was Ready, by an operator that just began.
+const FIRST_LOOK: Duration = Duration::from_secs(15);
 /// Time between looks at a cluster at rest, for certificates that come of age.
 const AT_REST: Duration = Duration::from_secs(3600);
 /// Time between looks for room where all was taken: others give theirs back, which is no event of this cluster.
@@ -189,12 +191,7 @@ async fn advance(cluster: &TenantCluster, context: &Context, progress: &mut Prog
     if progress.view.version.is_none() {
         return Ok(());
     }
-    let conditions = cluster
-        .status
-        .as_ref()
-        .map(|status| status.conditions.as_slice())
-        .unwrap_or_default();
-    if !kubernest_runtime::conditions::is_true(conditions, kubernest_crds::conditions::CONTROL_PLANE_READY) {
+    if !was_ready(cluster) {
         // Writing inside takes a slow guest a while; that its API server answers is to be seen at once.
         let status = status::derive(cluster, progress, None, Timestamp::now());
         context
@@ -319,6 +316,8 @@ async fn connect(
     let endpoint = (context.dial)(cluster_ip);
     let mut addresses: BTreeMap<String, Ipv4Addr> = BTreeMap::new();
     addresses.extend(slots.iter().map(|slot| (slot.name.clone(), slot.ip)));
+    let mut control_planes = slots.iter().filter(|slot| slot.is_control_plane());
+    let runs = control_planes.any(|slot| observed.machines.get(&slot.name).is_some_and(is_ready));
     let link = match context
         .link(&uid)
         .filter(|link| link.serves(&endpoint, Timestamp::now()))
@@ -341,14 +340,25 @@ async fn connect(
                 .map_err(Error::Link)?;
             let link = Arc::new(link);
             context.set_link(&uid, Some(link.clone()));
+            if runs && was_ready(cluster) {
+                link.first_look(FIRST_LOOK).await;
+            }
             link
         }
     };
-    let mut control_planes = slots.iter().filter(|slot| slot.is_control_plane());
-    if !control_planes.any(|slot| observed.machines.get(&slot.name).is_some_and(is_ready)) {
+    if !runs {
         link.reset();
     }
     Ok(link)
+}
+
+/// Whether its control plane was Ready when it was looked at last, by this process or the one before.
+fn was_ready(cluster: &TenantCluster) -> bool {
+    let conditions = cluster.status.as_ref().map(|status| status.conditions.as_slice());
+    kubernest_runtime::conditions::is_true(
+        conditions.unwrap_or_default(),
+        kubernest_crds::conditions::CONTROL_PLANE_READY,
+    )
 }
 
 fn is_ready(machine: &VirtualMachine) -> bool {

@@ -75,6 +75,10 @@ impl SlotState {
     fn waiting(&self) -> String {
         let name = &self.slot.name;
         let state = match &self.node {
+            // Its pod goes, or its node is not heard of.
+            _ if !self.machine_ready && self.machine == "Running" => {
+                format!("{name}: the virtual machine is not ready")
+            }
             _ if !self.machine_ready => format!("{name}: the virtual machine is {}", self.machine),
             None => format!("{name}: the virtual machine runs and has not joined yet"),
             Some(node) if node.message.is_empty() => format!("{name}: the node is not Ready"),

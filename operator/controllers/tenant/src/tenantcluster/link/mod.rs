@@ -114,6 +114,7 @@ pub struct Link {
     slots: watch::Sender<BTreeMap<String, Ipv4Addr>>,
     restart: Arc<Notify>,
     applied: Mutex<BTreeSet<[u8; 32]>>,
+    looked: watch::Receiver<bool>,
     stop: CancellationToken,
 }
 
@@ -144,6 +145,7 @@ impl Link {
     ) -> Result<Self, LinkError> {
         let client = client(&target).await?;
         let (slots, slots_seen) = watch::channel(slots);
+        let (looked, looked_seen) = watch::channel(false);
         let link = Link {
             applier: Applier::new(client.clone(), FIELD_MANAGER),
             client: client.clone(),
@@ -153,6 +155,7 @@ impl Link {
             slots,
             restart: Arc::default(),
             applied: Mutex::default(),
+            looked: looked_seen,
             stop: CancellationToken::new(),
         };
         let signer = Signer::new(client.clone(), target.cluster.clone(), target.authorities);
@@ -161,6 +164,7 @@ impl Link {
             cluster: target.cluster,
             view: link.view.clone(),
             slots: slots_seen,
+            looked,
             restart: link.restart.clone(),
             wake,
             wake_at: Mutex::new(Instant::now()),
@@ -180,6 +184,14 @@ impl Link {
     /// What is known of the tenant now.
     pub fn view(&self) -> View {
         lock(&self.view).clone()
+    }
+
+    /// Waits until the tenant was looked at once: its nodes are listed, or it does not answer. Before that nothing is known, which
+    /// is no reason to say that a cluster that was Ready is not.
+    pub async fn first_look(&self, limit: Duration) {
+        let mut looked = self.looked.clone();
+        // Whatever comes of it, the view says what is known.
+        let _ = tokio::time::timeout(limit, looked.wait_for(|looked| *looked)).await;
     }
 
     /// The tenant's slots, whose kubelets may have certificates.
@@ -294,6 +306,8 @@ struct Task {
     cluster: ObjectRef<TenantCluster>,
     view: Arc<Mutex<View>>,
     slots: watch::Receiver<BTreeMap<String, Ipv4Addr>>,
+    /// The tenant was looked at once.
+    looked: watch::Sender<bool>,
     restart: Arc<Notify>,
     wake: mpsc::UnboundedSender<ObjectRef<TenantCluster>>,
     /// When the reconciler may be woken next.
@@ -322,6 +336,7 @@ impl Task {
                 view.version = None;
                 view.listed = false;
             }
+            self.looked.send_replace(true);
             self.wake().await;
             tokio::time::sleep(pause).await;
             pause = if soon { LONGEST_PAUSE.min(pause * 2) } else { POLL };
@@ -353,6 +368,7 @@ impl Task {
                 Ok(Err(error)) => lock(&self.view).waiting = clip(not_ready(&error)),
                 Err(_) => lock(&self.view).waiting = format!("no answer within {} s", ANSWER.as_secs()),
             }
+            self.looked.send_replace(true);
             tokio::time::sleep(POLL).await;
         }
     }
@@ -395,7 +411,11 @@ impl Task {
                 event = nodes.next() => match event {
                     Some(Ok(event)) => {
                         let is_slot = |name: &str| self.slots.borrow().contains_key(name);
-                        changed |= note(&mut lock(&self.view), &mut listing, is_slot, event);
+                        let mut view = lock(&self.view);
+                        changed |= note(&mut view, &mut listing, is_slot, event);
+                        if view.listed {
+                            self.looked.send_replace(true);
+                        }
                     }
                     Some(Err(error)) => self.after(error).await?,
                     None => return Ok(()),

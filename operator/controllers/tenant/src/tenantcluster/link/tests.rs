@@ -45,6 +45,7 @@ async fn follow(lasting: Duration, answer: fn(&str, &str) -> (u16, Value)) -> (B
         cluster: named.clone(),
         view: Arc::default(),
         slots,
+        looked: watch::channel(false).0,
         restart: Arc::default(),
         wake,
         wake_at: Mutex::new(Instant::now()),
