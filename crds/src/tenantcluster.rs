@@ -1,7 +1,7 @@
 //! TenantCluster: a whole Kubernetes cluster, as its owner asks for it.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::{CustomResource, KubeSchema};
+use kube::{CustomResource, KubeSchema, Resource};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -407,6 +407,12 @@ fn default_node_pools() -> Vec<NodePool> {
 }
 
 impl TenantCluster {
+    /// Whether an owner reference of this `apiVersion` and `kind` names one, of whatever version.
+    pub fn is_named_by(api_version: &str, kind: &str) -> bool {
+        let (group, _) = api_version.split_once('/').unwrap_or_default();
+        group == Self::group(&()) && kind == Self::kind(&())
+    }
+
     /// Whether it was there before `other`, whose host name it then keeps; the name decides between those of one second.
     pub fn is_senior_to(&self, other: &Self) -> bool {
         let age = |cluster: &Self| {

@@ -1,10 +1,11 @@
-//! Events on objects, as `kubectl describe` shows them. The same event on the same object is sent once in ten minutes; one
-//! with another text is an event of its own, until there are many of them.
+//! Events on objects, as `kubectl describe` shows them. A complaint is sent once in ten minutes, a change of state each time.
+//! One with another text is an event of its own, until there are many of them.
 //!
 //! Events are for people: a failure to send one is logged and never fails a reconcile.
 
 use std::{
     collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -21,10 +22,13 @@ pub const QUIET: Duration = Duration::from_secs(600);
 /// Notes of one reason that an object gets as events of their own within [`QUIET`]. Further ones are counted in the series of
 /// one event, which keeps the text it began with: whatever changes all the time must not fill the outer cluster's etcd.
 const NOTES: usize = 8;
+/// What is over this within [`QUIET`] is not sent at all, as client-go's spam filter does.
+const MOST: usize = 64;
 /// Longest note that the events API takes, in bytes (k8s.io/kubernetes pkg/apis/core/validation/events.go).
 const NOTE_BYTES: usize = 1024;
 
-type Sent = HashMap<(String, String, String), Instant>;
+/// Hashes of what was sent, and when, by object and reason.
+type Sent = HashMap<(String, String), Vec<(Instant, u64)>>;
 
 /// Sends events in a controller's name. Clones share what they remember.
 #[derive(Clone)]
@@ -63,7 +67,18 @@ impl Recorder {
         K: Resource,
         K::DynamicType: Default,
     {
-        self.publish(object, EventType::Normal, reason, action, note).await;
+        self.publish(object, EventType::Normal, reason, action, note, false)
+            .await;
+    }
+
+    /// A state was reached, or lost: news also in the same words as before.
+    pub async fn transition<K>(&self, object: &K, reached: bool, reason: &str, action: &str, note: &str)
+    where
+        K: Resource,
+        K::DynamicType: Default,
+    {
+        let type_ = if reached { EventType::Normal } else { EventType::Warning };
+        self.publish(object, type_, reason, action, note, true).await;
     }
 
     /// Something did not work; `note` says what and what to do about it.
@@ -72,18 +87,19 @@ impl Recorder {
         K: Resource,
         K::DynamicType: Default,
     {
-        self.publish(object, EventType::Warning, reason, action, note).await;
+        self.publish(object, EventType::Warning, reason, action, note, false)
+            .await;
     }
 
-    async fn publish<K>(&self, object: &K, type_: EventType, reason: &str, action: &str, note: &str)
+    async fn publish<K>(&self, object: &K, type_: EventType, reason: &str, action: &str, note: &str, again: bool)
     where
         K: Resource,
         K::DynamicType: Default,
     {
         let uid = object.meta().uid.clone().unwrap_or_default();
         let note = truncate(note, NOTE_BYTES);
-        let recorder = match self.news((uid, reason.to_owned(), note.to_owned()), Instant::now()) {
-            News::Known => return,
+        let recorder = match self.news((uid, reason.to_owned()), note, again, Instant::now()) {
+            News::None => return,
             // One that remembers no other event, to which it would add this one.
             News::New => kube::runtime::events::Recorder::new(self.client.clone(), self.reporter.clone()),
             News::OneOfMany => self.series.clone(),
@@ -101,28 +117,35 @@ impl Recorder {
         }
     }
 
-    fn news(&self, key: (String, String, String), now: Instant) -> News {
+    /// What an event is; `again` where one that was sent before is sent once more.
+    fn news(&self, key: (String, String), note: &str, again: bool, now: Instant) -> News {
+        let mut hasher = DefaultHasher::new();
+        note.hash(&mut hasher);
+        let note = hasher.finish();
         let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
-        sent.retain(|_, at| now.duration_since(*at) < QUIET);
-        if sent.contains_key(&key) {
-            return News::Known;
+        sent.retain(|_, notes| {
+            notes.retain(|(at, _)| now.duration_since(*at) < QUIET);
+            !notes.is_empty()
+        });
+        let notes = sent.entry(key).or_default();
+        let known = notes.iter().any(|(_, one)| *one == note);
+        if (known && !again) || notes.len() >= MOST {
+            return News::None;
         }
-        let same = sent.keys().filter(|(uid, reason, _)| (uid, reason) == (&key.0, &key.1));
-        let news = if same.count() < NOTES {
+        notes.push((now, note));
+        if notes.len() <= NOTES {
             News::New
         } else {
             News::OneOfMany
-        };
-        sent.insert(key, now);
-        news
+        }
     }
 }
 
 /// What an event is to those who read them.
 #[derive(Debug, PartialEq)]
 enum News {
-    /// Its object has it.
-    Known,
+    /// Its object has it, or has enough.
+    None,
     /// An event of its own.
     New,
     /// One of many of its reason.

@@ -151,6 +151,12 @@ async fn integration_events_tell_what_is_new_until_it_is_too_much() {
     ] {
         recorder.normal(&object, "NodesReady", "Reconcile", note).await;
     }
+    // A state that is lost and reached again is said again.
+    for (reached, reason) in [(true, "Up"), (false, "Down"), (true, "Up")] {
+        recorder
+            .transition(&object, reached, reason, "Reconcile", "in the same words")
+            .await;
+    }
     for round in 0..20 {
         recorder
             .warning(&object, "Error", "Reconcile", &format!("try {round}"))
@@ -171,6 +177,7 @@ async fn integration_events_tell_what_is_new_until_it_is_too_much() {
         [Some("1 of 1 nodes are Ready"), Some("2 of 2 nodes are Ready")].into()
     );
     assert_eq!(of("NodesReady").len(), 2, "the same is not said twice");
+    assert_eq!((of("Up").len(), of("Down").len()), (2, 1));
     let errors = of("Error");
     let series: Vec<_> = errors.iter().filter_map(|event| event.series.as_ref()).collect();
     assert!(errors.len() < 10, "{} events", errors.len());

@@ -4,18 +4,16 @@
 use std::collections::BTreeMap;
 
 use kubernest_crds::{
-    TENANT_FINALIZER,
+    TENANT_FINALIZER, TenantCluster,
     kubevirt::v1::{VM_FINALIZER, VMI_FINALIZER},
 };
 use serde_json::Value;
 
 use crate::{
     Decision, Review,
-    decision::{Report, kubevirt_style, reasons, with_fields},
+    decision::{Cause, Report, kubevirt_style, reasons, with_fields},
 };
 
-/// API group of TenantClusters.
-const TENANT_GROUP: &str = "kubernest.io";
 /// Labels of an instance that controllers trust (KubeVirt's list).
 const RESERVED: [&str; 7] = [
     "kubevirt.io/created-by",
@@ -30,24 +28,24 @@ const RESERVED: [&str; 7] = [
 /// Refuses a user's change of what is Kubernest's alone; `None` where there is none.
 pub fn guard(kind: &str, review: Review<'_>) -> Option<Decision> {
     let old = review.old.filter(|_| !review.own_request)?;
+    // Sentences of KubeVirt's kinds carry the field themselves.
+    let (style, prefix): (fn(&[Cause]) -> String, _) = match kind {
+        "TenantCluster" => (with_fields, ""),
+        _ => (kubevirt_style, "metadata.finalizers: "),
+    };
     let mut report = Report::default();
     if let Some((finalizer, until)) = finalizer_of(kind)
         && has_finalizer(old, finalizer)
         && !has_finalizer(review.object, finalizer)
     {
-        const FIELD: &str = "metadata.finalizers";
-        let message = format!("{finalizer} is taken off by kubernest-operator once {until}");
-        if kind == "TenantCluster" {
-            report.add(reasons::FORBIDDEN, FIELD, message);
-            return Some(report.decide(with_fields));
-        }
-        report.add(reasons::FORBIDDEN, FIELD, format!("{FIELD}: {message}"));
+        let message = format!("{prefix}{finalizer} is taken off by kubernest-operator once {until}");
+        report.add(reasons::FORBIDDEN, "metadata.finalizers", message);
     }
     if kind == "VirtualMachineInstance" && reserved(old) != reserved(review.object) {
         let message = "modification of the following reserved kubevirt.io/ labels on a VMI object is prohibited";
         report.not_supported("", message);
     }
-    (report.count() > 0).then(|| report.decide(kubevirt_style))
+    (report.count() > 0).then(|| report.decide(style))
 }
 
 const BRINGS: &str = "creation of the following reserved kubevirt.io/ labels on a VMI object is prohibited";
@@ -86,9 +84,10 @@ pub fn leaves_a_clusters_own(report: &mut Report, review: Review<'_>) {
 fn cluster_of(object: &Value) -> Option<&str> {
     let mut owners = object.pointer("/metadata/ownerReferences")?.as_array()?.iter();
     let owner = owners.find(|owner| owner["controller"] == true)?;
-    let group = owner["apiVersion"].as_str()?.split('/').next();
-    let ours = group == Some(TENANT_GROUP) && owner["kind"] == "TenantCluster";
-    owner["name"].as_str().filter(|_| ours)
+    let text = |field: &str| owner[field].as_str();
+    text("name").filter(|_| {
+        TenantCluster::is_named_by(text("apiVersion").unwrap_or_default(), text("kind").unwrap_or_default())
+    })
 }
 
 /// The finalizer of a kind, and when it is taken off.

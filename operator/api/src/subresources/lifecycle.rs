@@ -14,7 +14,6 @@
 //! into the instance after that: alone it would shorten another stop than the one that was asked for. Sentences are
 //! upstream's (virt-api).
 
-use kube::Resource;
 use kubernest_crds::{
     TenantCluster,
     kubevirt::v1::{VirtualMachine, VirtualMachineInstance, VirtualMachineStatus, phase, run_strategy},
@@ -85,8 +84,7 @@ impl<'a> Found<'a> {
     fn cluster(&self) -> Option<&'a str> {
         let mut owners = self.machine.metadata.owner_references.iter().flatten();
         let owner = owners.find(|owner| owner.controller == Some(true))?;
-        let ours = owner.kind == TenantCluster::kind(&()) && owner.api_version == TenantCluster::api_version(&());
-        ours.then_some(owner.name.as_str())
+        TenantCluster::is_named_by(&owner.api_version, &owner.kind).then_some(owner.name.as_str())
     }
 
     fn strategy(&self) -> Result<&'a str, Failure> {

@@ -376,9 +376,10 @@ async fn write_slots(
     let applier = &context.applier;
     let now = Timestamp::now();
     let nodes = progress.view.nodes.clone();
+    let runs = |name: &str| observed.machines.get(name).is_some_and(is_ready);
     let ready = nodes
         .iter()
-        .filter(|(_, node)| node.ready)
+        .filter(|(name, node)| node.ready && runs(name))
         .map(|(name, _)| name.clone())
         .collect();
     let input = SlotInput {
@@ -476,19 +477,17 @@ async fn announce(
         .as_ref()
         .map(|status| status.conditions.as_slice())
         .unwrap_or_default();
+    let recorder = &context.recorder;
     for Milestone { reached, reason, note } in status::milestones(before, &status.conditions) {
-        let recorder = &context.recorder;
-        if reached {
-            recorder.normal(cluster, &reason, "Reconcile", &note).await;
-        } else if failure.is_none() {
-            // What could not be looked at is not known to be lost.
-            recorder.warning(cluster, &reason, "Reconcile", &note).await;
+        // What could not be looked at is not known to be lost.
+        if reached || failure.is_none() {
+            recorder.transition(cluster, reached, &reason, "Reconcile", &note).await;
         }
     }
     if let Some(failure) = failure {
         let reason = failure.terminal.unwrap_or(reasons::ERROR);
         let note = format!("the step {:?} failed: {}", failure.step, failure.message);
-        context.recorder.warning(cluster, reason, "Reconcile", &note).await;
+        recorder.warning(cluster, reason, "Reconcile", &note).await;
     }
 }
 

@@ -349,25 +349,36 @@ pub fn deleting(cluster: &TenantCluster, waiting: &str, now: Timestamp) -> Tenan
 
 /// What became true since the last status, and what no longer is.
 pub fn milestones(before: &[Condition], after: &[Condition]) -> Vec<Milestone> {
-    let held = |of: &[Condition], type_: &str| conditions::is_true(of, type_);
-    let changed = after
-        .iter()
-        .filter(|condition| held(before, &condition.type_) != held(after, &condition.type_));
-    let milestone = |condition: &Condition| {
+    let changed = after.iter().filter_map(|condition| {
         let reached = condition.status == "True";
-        Milestone {
-            reached,
-            reason: match condition.type_.strip_suffix("Ready") {
-                // `NodesNotReady`, as the node controller's NodeNotReady.
-                Some(what) if !reached => format!("{what}NotReady"),
-                _ => condition.type_.clone(),
-            },
-            note: condition.message.clone(),
+        let was = conditions::get(before, &condition.type_);
+        let asked_more = was.is_some_and(|was| was.observed_generation != condition.observed_generation);
+        match was.is_some_and(|was| was.status == "True") {
+            was if was == reached => None,
+            // What was just asked for is not lost, and what waits for a loss is none of its own.
+            true if asked_more || condition.reason == reasons::WAITING => None,
+            _ => Some((reached, condition)),
         }
-    };
-    // Ready itself only repeats which other is lost.
-    let told = |milestone: &Milestone| milestone.reached || milestone.reason != "NotReady";
-    changed.map(milestone).filter(told).collect()
+    });
+    let changed: Vec<_> = changed.collect();
+    let is_ready = |condition: &Condition| condition.type_ == types::READY;
+    // Ready repeats which other is lost, if one is.
+    let repeats = changed
+        .iter()
+        .any(|(reached, condition)| !reached && !is_ready(condition));
+    let told = changed
+        .into_iter()
+        .filter(|(reached, condition)| *reached || !is_ready(condition) || !repeats);
+    told.map(|(reached, condition)| Milestone {
+        reached,
+        reason: match condition.type_.strip_suffix("Ready") {
+            // `NodesNotReady`, as the node controller's NodeNotReady.
+            Some(what) if !reached => format!("{what}NotReady"),
+            _ => condition.type_.clone(),
+        },
+        note: condition.message.clone(),
+    })
+    .collect()
 }
 
 /// A step of a cluster's life that its events tell.
@@ -575,12 +586,39 @@ mod tests {
         assert!(worker.node.as_ref().unwrap().ready, "the tenant does not know yet");
         let after = derive(&cluster, &progress, None, at(200));
         assert_eq!((after.phase, after.nodes.as_deref()), (Phase::Degraded, Some("1/2")));
+        let lost = milestones(&before.conditions, &after.conditions);
         let note = "customera-default-0: the virtual machine is Starting".to_owned();
-        let lost = Milestone {
-            reached: false,
-            reason: "NodesNotReady".into(),
-            note,
+        let reason = "NodesNotReady".to_owned();
+        assert_eq!(
+            lost,
+            [Milestone {
+                reached: false,
+                reason,
+                note
+            }]
+        );
+    }
+
+    #[test]
+    fn status_milestones_name_what_is_lost_and_no_more() {
+        let mut cluster = cluster(json!({"version": "v1.35.4"}));
+        cluster.metadata.generation = Some(1);
+        let before = derive(&cluster, &progress(&cluster), None, at(100)).conditions;
+        let lost = |cluster: &TenantCluster, change: fn(&mut SlotState)| -> Vec<String> {
+            let mut progress = progress(cluster);
+            change(&mut progress.slots[0]);
+            let after = derive(cluster, &progress, None, at(200)).conditions;
+            let all = milestones(&before, &after).into_iter();
+            all.map(|milestone| milestone.reason).collect()
         };
-        assert_eq!(milestones(&before.conditions, &after.conditions), [lost]);
+        // The rest waits for it.
+        assert_eq!(
+            lost(&cluster, |slot| slot.machine_ready = false),
+            ["ControlPlaneNotReady"]
+        );
+        assert_eq!(lost(&cluster, |slot| slot.losing_data = true), ["NotReady"]);
+        // A node that was asked for just now.
+        cluster.metadata.generation = Some(2);
+        assert!(lost(&cluster, |slot| slot.machine_ready = false).is_empty());
     }
 }

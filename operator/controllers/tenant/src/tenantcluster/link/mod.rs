@@ -275,7 +275,7 @@ fn not_ready(error: &LinkError) -> String {
         let failing = status.message.lines().filter_map(|line| line.strip_prefix("[-]"));
         let failing: Vec<_> = failing.filter_map(|check| check.split(' ').next()).collect();
         if failing.is_empty() {
-            return refusal(status);
+            return refusal(status).lines().next().unwrap_or_default().to_owned();
         }
         let (named, rest) = failing.split_at(failing.len().min(CHECKS_NAMED));
         let more = (!rest.is_empty()).then(|| format!(" and {} more", rest.len()));
