@@ -17,7 +17,7 @@ use kube::{
 
 use crate::telemetry::truncate;
 
-/// An equal event within this time is not sent again.
+/// An equal complaint within this time is not sent again.
 pub const QUIET: Duration = Duration::from_secs(600);
 /// Notes of one reason that an object gets as events of their own within [`QUIET`]. Further ones are counted in the series of
 /// one event, which keeps the text it began with: whatever changes all the time must not fill the outer cluster's etcd.
@@ -142,7 +142,6 @@ impl Recorder {
 }
 
 /// What an event is to those who read them.
-#[derive(Debug, PartialEq)]
 enum News {
     /// Its object has it, or has enough.
     None,

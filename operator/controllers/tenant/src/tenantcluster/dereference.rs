@@ -70,6 +70,14 @@ impl Observed {
         all
     }
 
+    /// Whether a slot's machine runs and is to stay.
+    pub fn runs(&self, slot: &str) -> bool {
+        self.machines.get(slot).is_some_and(|machine| {
+            let stays = machine.metadata.deletion_timestamp.is_none();
+            stays && machine.status.as_ref().is_some_and(|status| status.ready)
+        })
+    }
+
     /// Whether somebody deleted a slot's data disk: it stays while a machine uses it (Kubernetes' pvc-protection).
     pub fn is_losing_data(&self, slot: &str) -> bool {
         let claim = self.claims.get(&claim_name(slot));

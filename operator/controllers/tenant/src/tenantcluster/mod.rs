@@ -25,11 +25,12 @@ use std::{
 };
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
     ResourceExt,
     runtime::{controller::Action, reflector::ObjectRef},
 };
-use kubernest_crds::{NetworkAllocation, TENANT_FINALIZER, TenantCluster, kubevirt::v1::VirtualMachine, reasons};
+use kubernest_crds::{NetworkAllocation, TENANT_FINALIZER, TenantCluster, reasons};
 use kubernest_runtime::{
     Applier, ApplyError, StepError,
     telemetry::{chain, truncate},
@@ -317,7 +318,7 @@ async fn connect(
     let mut addresses: BTreeMap<String, Ipv4Addr> = BTreeMap::new();
     addresses.extend(slots.iter().map(|slot| (slot.name.clone(), slot.ip)));
     let mut control_planes = slots.iter().filter(|slot| slot.is_control_plane());
-    let runs = control_planes.any(|slot| observed.machines.get(&slot.name).is_some_and(is_ready));
+    let runs = control_planes.any(|slot| observed.runs(&slot.name));
     let link = match context
         .link(&uid)
         .filter(|link| link.serves(&endpoint, Timestamp::now()))
@@ -354,15 +355,13 @@ async fn connect(
 
 /// Whether its control plane was Ready when it was looked at last, by this process or the one before.
 fn was_ready(cluster: &TenantCluster) -> bool {
-    let conditions = cluster.status.as_ref().map(|status| status.conditions.as_slice());
-    kubernest_runtime::conditions::is_true(
-        conditions.unwrap_or_default(),
-        kubernest_crds::conditions::CONTROL_PLANE_READY,
-    )
+    kubernest_runtime::conditions::is_true(told(cluster), kubernest_crds::conditions::CONTROL_PLANE_READY)
 }
 
-fn is_ready(machine: &VirtualMachine) -> bool {
-    machine.metadata.deletion_timestamp.is_none() && machine.status.as_ref().is_some_and(|status| status.ready)
+/// The conditions that the status has.
+fn told(cluster: &TenantCluster) -> &[Condition] {
+    let status = cluster.status.as_ref();
+    status.map(|status| status.conditions.as_slice()).unwrap_or_default()
 }
 
 async fn write_slots(
@@ -376,10 +375,9 @@ async fn write_slots(
     let applier = &context.applier;
     let now = Timestamp::now();
     let nodes = progress.view.nodes.clone();
-    let runs = |name: &str| observed.machines.get(name).is_some_and(is_ready);
     let ready = nodes
         .iter()
-        .filter(|(name, node)| node.ready && runs(name))
+        .filter(|(name, node)| node.ready && observed.runs(name))
         .map(|(name, _)| name.clone())
         .collect();
     let input = SlotInput {
@@ -404,7 +402,7 @@ async fn write_slots(
         let printable = machine.and_then(|machine| machine.status.as_ref()?.printable_status.clone());
         progress.slots.push(SlotState {
             slot: slot.clone(),
-            machine_ready: machine.is_some_and(is_ready),
+            machine_ready: observed.runs(&slot.name),
             machine: printable.unwrap_or_else(|| "not started yet".to_owned()),
             node: nodes.get(&slot.name).cloned(),
             console: String::new(),
@@ -472,13 +470,8 @@ async fn announce(
     status: &kubernest_crds::TenantClusterStatus,
     failure: Option<&Failure>,
 ) {
-    let before = cluster
-        .status
-        .as_ref()
-        .map(|status| status.conditions.as_slice())
-        .unwrap_or_default();
     let recorder = &context.recorder;
-    for Milestone { reached, reason, note } in status::milestones(before, &status.conditions) {
+    for Milestone { reached, reason, note } in status::milestones(told(cluster), &status.conditions) {
         // What could not be looked at is not known to be lost.
         if reached || failure.is_none() {
             recorder.transition(cluster, reached, &reason, "Reconcile", &note).await;
